@@ -1,0 +1,43 @@
+//! The guest: a thread with a network stack and a toolbox, whose state lives in guest memory.
+
+mod clock;
+mod conn;
+mod device;
+mod files;
+mod fs;
+mod handle;
+mod http;
+mod iso;
+mod machine;
+mod seed;
+mod shell;
+mod stack;
+mod state;
+mod thread;
+mod toolbox;
+mod words;
+mod ws;
+mod yaml;
+
+pub use handle::{GuestHandle, NetSpec, Spec, Start};
+pub use state::State;
+
+/// Where the guest keeps its state in memory (guest physical address).
+pub const STATE_GPA: u64 = 1 << 20;
+/// Where `touch-ram` writes (guest physical address).
+pub const TOUCH_GPA: u64 = 32 << 20;
+
+/// What a guest does to its machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GuestEvent {
+    /// ACPI S5.
+    PowerOff,
+    /// Reset, also a triple fault.
+    Reset,
+    /// The vCPU stopped with an error of the hypervisor.
+    VcpuError,
+    /// The guest kernel reported a panic (pvpanic).
+    Panic,
+    /// The drivers of the guest took their devices over.
+    DriversReady,
+}

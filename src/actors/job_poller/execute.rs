@@ -1,0 +1,118 @@
+//! Executing one job: note that it is begun, do it, note the result. Reporting comes after that.
+
+use std::time::Duration;
+
+use actix::{Addr, Recipient};
+use tokio::time::sleep;
+use tracing::{Instrument, info, info_span, warn};
+
+use super::JobPollerActor;
+use crate::control_plane::wire::Job;
+use crate::control_plane::JobReport;
+use crate::error::{Failure, ErrorCode, chain};
+use crate::ids::SandboxId;
+use crate::jobs::journal::{Entry, Progress};
+use crate::jobs::outcome::Outcome;
+use crate::jobs::payload::{self, Command};
+use crate::messages::jobs::JobFinished;
+use crate::messages::supervisor::Order;
+use crate::ports::{Ports, unix_millis};
+use crate::sandbox::Ask;
+
+/// A job with what it needs.
+pub(super) struct Run {
+    pub ports: Ports,
+    pub orders: Recipient<Order>,
+    pub heartbeat: Duration,
+    pub job: Job,
+}
+
+pub(super) async fn run(run: Run, poller: Addr<JobPollerActor>) {
+    let span = info_span!("job", job = %run.job.id, kind = run.job.job_type, resource = run.job.resource_id);
+    async move {
+        let outcome = run.journalled().await;
+        match &outcome {
+            Outcome::Completed { .. } => info!("job completed"),
+            Outcome::Failed { message, .. } => warn!(error = message, "job failed"),
+        }
+        run.note(Progress::Finished { outcome: outcome.clone() }).await;
+        // A poller that is gone means that the runner is ending; the journal has the result.
+        let _ = poller.send(JobFinished { job: run.job, outcome }).await;
+    }
+    .instrument(span)
+    .await;
+}
+
+impl Run {
+    async fn journalled(&self) -> Outcome {
+        let entry = self.entry(Progress::Running);
+        if let Err(error) = self.ports.store.put_job(&entry).await {
+            // Without the journal a second delivery could not be told from the first.
+            return Outcome::failed(&Failure::from(error).during("the job was not begun"));
+        }
+        tokio::select! {
+            outcome = self.outcome() => outcome,
+            never = self.beat() => match never {},
+        }
+    }
+
+    async fn outcome(&self) -> Outcome {
+        match payload::parse(&self.job) {
+            Ok(command) => self.carry_out(command).await.unwrap_or_else(|failure| Outcome::failed(&failure)),
+            Err(error) => Outcome::Failed {
+                message: format!("{} job {}: {error}", self.job.job_type, self.job.id),
+                recoverable: false,
+            },
+        }
+    }
+
+    async fn carry_out(&self, command: Command) -> Result<Outcome, Failure> {
+        let order = match command {
+            Command::Create(spec) => Order::create(*spec),
+            Command::Start { auth_token, .. } => Order { auth_token, ..self.order(Ask::Start)? },
+            Command::Stop { force } => self.order(Ask::Stop { force })?,
+            Command::Destroy => self.order(Ask::Destroy)?,
+            Command::Unknown(kind) => {
+                let message = format!(
+                    "unknown job type: {kind}; this runner does CREATE_SANDBOX, START_SANDBOX, STOP_SANDBOX and DESTROY_SANDBOX"
+                );
+                return Err(Failure::new(ErrorCode::BadRequest, message));
+            }
+        };
+        let starts = matches!(order.ask, Ask::Create { .. } | Ask::Start);
+        let answered = self.orders.send(order).await;
+        let view = answered.map_err(|_| Failure::new(ErrorCode::Interrupted, "the runner is shutting down"))??;
+        Ok(if starts { Outcome::started(view.as_deref()) } else { Outcome::done() })
+    }
+
+    fn order(&self, ask: Ask) -> Result<Order, Failure> {
+        let id: SandboxId = self.job.resource_id.parse().map_err(|error: crate::ids::Error| {
+            Failure::new(ErrorCode::BadRequest, format!("resourceId of job {}: {}", self.job.id, chain(&error)))
+        })?;
+        Ok(Order::new(id, ask))
+    }
+
+    /// Tells the API that the job is alive. Each beat differs from the last, because a report that
+    /// changes nothing does not move `updatedAt` (PROTOCOL.md 2.5).
+    async fn beat(&self) -> std::convert::Infallible {
+        let mut count = 0;
+        loop {
+            sleep(self.heartbeat).await;
+            count += 1;
+            if let Err(error) = self.ports.control_plane.report(&self.job.id, &JobReport::heartbeat(count)).await {
+                warn!(error = %chain(&error), "the API did not take a heartbeat");
+            }
+        }
+    }
+
+    fn entry(&self, progress: Progress) -> Entry {
+        Entry { job: self.job.clone(), progress, at: unix_millis() }
+    }
+
+    async fn note(&self, progress: Progress) {
+        if let Err(error) = self.ports.store.put_job(&self.entry(progress)).await {
+            // The job would be executed again after a restart; all jobs are idempotent.
+            warn!(error = %chain(&error), "the result of the job could not be stored");
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! The two loops that ask the control plane: the long poll, and the comparison of its open jobs with
+//! the journal.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use actix::Addr;
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tracing::{debug, warn};
+
+use super::{JobPollerActor, Settings};
+use crate::backoff::Backoff;
+use crate::control_plane::{ControlPlane, Error, Jobs};
+use crate::error::chain;
+use crate::messages::jobs::{JobsListed, JobsPolled};
+
+/// Longest pause between polls while the API is away: a tunnel that comes back is used soon.
+const POLL_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Pages of 200 rows; more than 10,000 open jobs on one host are not ours to believe.
+const MOST_PAGES: u32 = 50;
+
+/// Polls until told to stop. A poll that is cut off there may have claimed jobs: the list finds them
+/// after the restart.
+pub(super) async fn poll(
+    api: Rc<dyn ControlPlane>,
+    settings: Settings,
+    actor: Addr<JobPollerActor>,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let mut backoff = Backoff::new(POLL_PAUSES.0, POLL_PAUSES.1);
+    loop {
+        let polled = tokio::select! {
+            polled = api.poll(settings.poll_timeout, settings.poll_limit) => polled,
+            _ = stopping.wait_for(|stopping| *stopping) => return,
+        };
+        let pause = match polled {
+            Ok(jobs) => {
+                backoff.reset();
+                if !jobs.is_empty() && actor.send(JobsPolled(jobs)).await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            Err(error) => {
+                let pause = backoff.pause(error.retry());
+                warn!(error = %chain(&error), pause_ms = pause.as_millis(), "cannot poll for jobs");
+                pause
+            }
+        };
+        tokio::select! {
+            () = sleep(pause) => {}
+            _ = stopping.wait_for(|stopping| *stopping) => return,
+        }
+    }
+}
+
+/// Lists open jobs at once and then at every interval; after a failure sooner.
+pub(super) async fn reconcile(
+    api: Rc<dyn ControlPlane>,
+    settings: Settings,
+    actor: Addr<JobPollerActor>,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let mut backoff = Backoff::new(POLL_PAUSES.0, settings.reconcile_interval);
+    loop {
+        let pause = tokio::select! {
+            listed = list(&*api) => match listed {
+                Ok(jobs) => {
+                    backoff.reset();
+                    if actor.send(JobsListed(jobs)).await.is_err() {
+                        return;
+                    }
+                    settings.reconcile_interval
+                }
+                Err(error) => {
+                    debug!(error = %chain(&error), "cannot list open jobs");
+                    backoff.pause(error.retry())
+                }
+            },
+            _ = stopping.wait_for(|stopping| *stopping) => return,
+        };
+        tokio::select! {
+            () = sleep(pause) => {}
+            _ = stopping.wait_for(|stopping| *stopping) => return,
+        }
+    }
+}
+
+async fn list(api: &dyn ControlPlane) -> Result<Jobs, Error> {
+    let mut all = Jobs::default();
+    for page in 1..=MOST_PAGES {
+        let found = api.in_progress(page).await?;
+        all.jobs.extend(found.jobs);
+        all.unreadable.extend(found.unreadable);
+        if page >= found.total_pages {
+            break;
+        }
+    }
+    Ok(all)
+}

@@ -1,0 +1,21 @@
+//! The actors: who owns what while the runner runs.
+//!
+//! ```text
+//!   HTTP, JobPollerActor ──Order──► SupervisorActor ──Command──► VmActor (one per sandbox)
+//!                                                                   └─OpenRoute/CloseRoute─► ProxyActor
+//!   readers ──► Views, Routes (shared tables, no mailbox)
+//! ```
+//!
+//! A live fork will be an actor beside them that speaks to two VmActors.
+
+pub mod job_poller;
+pub mod proxy;
+pub mod reporter;
+pub mod supervisor;
+pub mod vm;
+
+pub use job_poller::JobPollerActor;
+pub use proxy::{ProxyActor, Routes};
+pub use reporter::ReporterActor;
+pub use supervisor::SupervisorActor;
+pub use vm::VmActor;

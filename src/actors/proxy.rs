@@ -1,0 +1,65 @@
+//! Owner of the routes into the guests. Requests read the table; only this actor writes it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use actix::{Actor, Context, Handler};
+
+use crate::ids::SandboxId;
+use crate::messages::proxy::{CloseRoute, OpenRoute};
+use crate::net::Namespace;
+
+/// A way into one running sandbox.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// The sandbox's run.
+    pub run: u64,
+    /// Its namespace.
+    pub netns: Namespace,
+}
+
+/// All routes; cheap to clone, shared with the HTTP workers.
+#[derive(Debug, Clone, Default)]
+pub struct Routes(Arc<RwLock<HashMap<SandboxId, Route>>>);
+
+impl Routes {
+    /// The route to a sandbox, while it runs. Do not keep it longer than one connection needs: an open
+    /// handle on the namespace keeps its links alive.
+    pub fn get(&self, id: &SandboxId) -> Option<Route> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+}
+
+/// The actor.
+#[derive(Debug, Default)]
+pub struct ProxyActor {
+    routes: Routes,
+}
+
+impl ProxyActor {
+    /// An actor that writes this table.
+    pub fn new(routes: Routes) -> Self {
+        Self { routes }
+    }
+}
+
+impl Actor for ProxyActor {
+    type Context = Context<Self>;
+}
+
+impl Handler<OpenRoute> for ProxyActor {
+    type Result = ();
+
+    fn handle(&mut self, open: OpenRoute, _: &mut Self::Context) {
+        let route = Route { run: open.run, netns: open.netns };
+        self.routes.0.write().unwrap_or_else(PoisonError::into_inner).insert(open.id, route);
+    }
+}
+
+impl Handler<CloseRoute> for ProxyActor {
+    type Result = ();
+
+    fn handle(&mut self, close: CloseRoute, _: &mut Self::Context) {
+        self.routes.0.write().unwrap_or_else(PoisonError::into_inner).remove(&close.id);
+    }
+}

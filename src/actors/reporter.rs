@@ -1,0 +1,191 @@
+//! What the runner tells the control plane unasked: that it is healthy, and which started sandboxes
+//! are not started any more.
+
+use std::rc::Rc;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, WrapFuture};
+use tracing::{debug, info, warn};
+
+use crate::control_plane::{ControlPlane, Error as ApiError, ServiceHealth, StateUpdate};
+use crate::error::{Failure, chain};
+use crate::host::{self, HostMetrics, HostSnapshot, Identity, LinuxHost, SAMPLE_INTERVAL, Totals};
+use crate::disk::Space;
+use crate::ports::{Ports, unix_millis};
+use crate::sandbox::{View, Views, WireState};
+
+/// How often the control plane is told what.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Between healthchecks.
+    pub healthcheck: Duration,
+    /// Between comparisons of started sandboxes.
+    pub sync: Duration,
+    /// How this runner is reached.
+    pub identity: Identity,
+    /// What `serviceHealth` is about.
+    pub services: fn() -> Vec<ServiceHealth>,
+}
+
+/// The host and the control plane as last seen; read by `GET /info`.
+#[derive(Debug, Clone, Default)]
+pub struct Seen(Arc<RwLock<Now>>);
+
+#[derive(Debug, Clone, Default)]
+struct Now {
+    host: Option<(HostSnapshot, Space, u64)>,
+    api: Option<ApiContact>,
+}
+
+/// How the last healthcheck went.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ApiContact {
+    /// Whether the API took it.
+    pub reachable: bool,
+    /// When, in milliseconds since 1970.
+    pub at: u64,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl Seen {
+    fn update(&self, change: impl FnOnce(&mut Now)) {
+        change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Host, space and number of snapshots at the last healthcheck.
+    pub fn host(&self) -> Option<(HostSnapshot, Space, u64)> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).host
+    }
+
+    /// The last contact with the API.
+    pub fn api(&self) -> Option<ApiContact> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).api.clone()
+    }
+}
+
+/// The actor.
+pub struct ReporterActor {
+    ports: Ports,
+    views: Views,
+    seen: Seen,
+    settings: Rc<Settings>,
+    host: LinuxHost,
+}
+
+impl ReporterActor {
+    /// An actor that reports these views.
+    pub fn new(ports: Ports, views: Views, seen: Seen, settings: Settings, host: LinuxHost) -> Self {
+        Self { ports, views, seen, settings: Rc::new(settings), host }
+    }
+
+    fn sample(&mut self, ctx: &mut Context<Self>) {
+        if let Err(error) = self.host.sample() {
+            warn!(error = %chain(&error), "cannot sample the CPU counters");
+        }
+        ctx.run_later(SAMPLE_INTERVAL, Self::sample);
+    }
+
+    /// Tells the API, and again when that is done and the interval has passed: calls never pile up.
+    fn healthcheck(&mut self, ctx: &mut Context<Self>) {
+        let snapshot = self.host.snapshot();
+        let (ports, views, seen) = (self.ports.clone(), self.views.clone(), self.seen.clone());
+        let settings = self.settings.clone();
+        let told = async move {
+            let told = match snapshot {
+                Ok(snapshot) => tell(&ports, &views, &seen, &settings, snapshot).await,
+                Err(error) => Err(error.into()),
+            };
+            let error = told.err().map(|failure| failure.message);
+            if let Some(error) = &error {
+                warn!(error, "the healthcheck did not reach the API");
+            }
+            seen.update(|now| now.api = Some(ApiContact { reachable: error.is_none(), at: unix_millis(), error }));
+        };
+        ctx.spawn(told.into_actor(self).map(|(), act, ctx| {
+            ctx.run_later(act.settings.healthcheck, Self::healthcheck);
+        }));
+    }
+
+    fn sync(&mut self, ctx: &mut Context<Self>) {
+        let (api, views) = (self.ports.control_plane.clone(), self.views.clone());
+        let synced = async move {
+            if let Err(error) = sync(&*api, &views).await {
+                debug!(error = %chain(&error), "cannot compare started sandboxes with the API");
+            }
+        };
+        ctx.spawn(synced.into_actor(self).map(|(), act, ctx| {
+            ctx.run_later(act.settings.sync, Self::sync);
+        }));
+    }
+}
+
+async fn tell(
+    ports: &Ports,
+    views: &Views,
+    seen: &Seen,
+    settings: &Settings,
+    snapshot: HostSnapshot,
+) -> Result<(), Failure> {
+    let space = ports.disks.space().await?;
+    let snapshots = ports.disks.snapshot_count().await?;
+    seen.update(|now| now.host = Some((snapshot, space, snapshots)));
+    let totals = totals(views, snapshots);
+    let body = host::healthcheck(&snapshot, &space, &totals, &settings.identity, (settings.services)());
+    Ok(ports.control_plane.healthcheck(&body).await?)
+}
+
+/// Sums for the healthcheck.
+pub fn totals(views: &Views, snapshots: u64) -> Totals {
+    let sums = views.totals();
+    Totals {
+        running_vcpus: sums.vcpus,
+        running_memory_bytes: sums.memory,
+        disk_bytes: sums.disk,
+        running: sums.started,
+        snapshots,
+    }
+}
+
+/// One comparison (PROTOCOL.md 4).
+async fn sync(api: &dyn ControlPlane, views: &Views) -> Result<(), ApiError> {
+    for remote in api.started_sandboxes().await? {
+        if let Some(update) = difference(views.get(&remote.id).as_deref()) {
+            info!(sandbox = %remote.id, state = update.state, "the API believes that this sandbox runs; correcting it");
+            if let Err(error) = api.put_state(&remote.id, &update).await {
+                warn!(sandbox = %remote.id, error = %chain(&error), "the API did not take the sandbox's state");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What to tell the API about a sandbox that it holds for started; nothing while an operation is
+/// under way, because its job will tell.
+fn difference(local: Option<&View>) -> Option<StateUpdate> {
+    let Some(local) = local else {
+        // Not "destroyed", as the original says: a wrong data volume must not delete the API's row.
+        return Some(StateUpdate::error("the sandbox does not exist on its runner's host", false));
+    };
+    match local.state {
+        _ if !local.settled => None,
+        WireState::Started | WireState::Unknown => None,
+        WireState::Error => {
+            Some(StateUpdate::error(local.error.clone().unwrap_or_else(|| "its tear-down failed".to_owned()), false))
+        }
+        _ => Some(StateUpdate { error_reason: local.error.clone(), ..StateUpdate::stopped() }),
+    }
+}
+
+impl Actor for ReporterActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.sample(ctx);
+        self.healthcheck(ctx);
+        self.sync(ctx);
+    }
+}

@@ -1,0 +1,80 @@
+//! One order: admit it, find or make the sandbox's actor, and see that the caller gets an answer even
+//! if that actor dies under it.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use actix::Addr;
+use tokio::sync::oneshot;
+use tracing::warn;
+
+use super::{Child, Core, VmActor};
+use crate::error::{Certainty, ErrorCode, Failure};
+use crate::messages::supervisor::Order;
+use crate::messages::vm::Command;
+use crate::ports::unix_millis;
+use crate::sandbox::admission::{self, Verdict};
+use crate::sandbox::{Ask, Record, View};
+
+/// A command is repeated on the rebuilt actor at most this often: all commands are idempotent, but
+/// one that always kills its actor must end some time.
+const ATTEMPTS: u32 = 3;
+
+pub(super) async fn carry_out(core: Rc<Core>, order: Order) -> Result<Option<Arc<View>>, Failure> {
+    for _ in 0..ATTEMPTS {
+        match admission::decide(order.ask, core.situation(&order.id)) {
+            Verdict::Admit => {}
+            Verdict::Done => return Ok(None),
+            Verdict::Refuse(failure) => return Err(named(failure, &order)),
+        }
+        let addr = child(&core, &order).await?;
+        let (reply, answer) = oneshot::channel();
+        let command = Command { ask: order.ask, auth_token: order.auth_token.clone(), reply };
+        // A closed mailbox drops the reply, and so does the death of the actor.
+        let sent = addr.send(command).await;
+        if let (Ok(()), Ok(answer)) = (sent, answer.await) {
+            return answer.map_err(|failure| named(failure, &order));
+        }
+        warn!(sandbox = %order.id, ask = ?order.ask, "the sandbox's actor ended before it answered; asking the next one");
+        // Its end is reported by message; let that message be handled.
+        tokio::task::yield_now().await;
+    }
+    Err(Failure {
+        code: ErrorCode::Internal,
+        message: format!(
+            "sandbox {}: the runner failed {ATTEMPTS} times while it carried out this request; see its log",
+            order.id
+        ),
+        certainty: Certainty::Unknown,
+    })
+}
+
+fn named(failure: Failure, order: &Order) -> Failure {
+    let ask = match order.ask {
+        Ask::Create { .. } => "create",
+        Ask::Start => "start",
+        Ask::Stop { .. } => "stop",
+        Ask::Destroy => "destroy",
+    };
+    failure.during(&format!("cannot {ask} sandbox {}", order.id))
+}
+
+async fn child(core: &Core, order: &Order) -> Result<Addr<VmActor>, Failure> {
+    loop {
+        // Registered before the look, so that a rebuild in between is not missed.
+        let rebuilt = core.rebuilt.notified();
+        match core.children.borrow().get(&order.id) {
+            Some(Child::Live { addr, .. }) => return Ok(addr.clone()),
+            Some(Child::Rebuilding) => {}
+            None => break,
+        }
+        rebuilt.await;
+    }
+    let Some(spec) = order.spec.as_deref() else {
+        return Err(named(Failure::new(ErrorCode::NotFound, "the sandbox does not exist on this host"), order));
+    };
+    admission::supported(spec).map_err(|failure| named(failure, order))?;
+    let (cpus, memory) = core.host;
+    let size = admission::size(spec, core.defaults, cpus, memory).map_err(|failure| named(failure, order))?;
+    Ok(core.start_fresh(Record::new(spec.clone(), size, unix_millis())))
+}

@@ -1,0 +1,63 @@
+//! Bringing stored sandboxes back: all of them at start, one after its actor panicked.
+
+use std::rc::Rc;
+
+use futures::{StreamExt, stream};
+use tracing::{error, info, warn};
+
+use super::{Child, Core};
+use crate::actors::vm::adopt;
+use crate::error::{Failure, chain};
+use crate::ids::SandboxId;
+use crate::sandbox::Record;
+
+/// Sandboxes looked at side by side; each look is a few system calls.
+const PARALLEL: usize = 32;
+
+pub(super) async fn all(core: Rc<Core>) -> Result<(), Failure> {
+    let loaded = core.tools.ports.store.load().await?;
+    for (key, reason) in &loaded.unreadable {
+        error!(key, reason, "a stored record cannot be read; it is left where it is and the rest goes on");
+    }
+    claim_slots(&core, &loaded.sandboxes);
+    let total = loaded.sandboxes.len();
+    stream::iter(loaded.sandboxes).for_each_concurrent(PARALLEL, |record| bring_back(&core, record)).await;
+    core.recovering.set(false);
+    info!(sandboxes = total, "recovered");
+    Ok(())
+}
+
+/// All slots are taken before anything is started, so that none is given out twice.
+fn claim_slots(core: &Core, records: &[Record]) {
+    let mut slots = core.tools.slots.borrow_mut();
+    for record in records {
+        if let Some(slot) = record.slot
+            && !slots.claim(slot)
+        {
+            warn!(sandbox = %record.id, ?slot, "the stored network slot lies outside RUNNER_NETWORK_POOL or is taken");
+        }
+    }
+}
+
+async fn bring_back(core: &Rc<Core>, record: Record) {
+    if let Some(disks) = &record.disks
+        && let Err(error) = core.tools.ports.disks.hold_base(&disks.root.base).await
+    {
+        warn!(sandbox = %record.id, error = %chain(&error), "the base image of a stored sandbox cannot be locked");
+    }
+    let adopted = adopt::adopt(&core.tools, &record).await;
+    core.start_stored(record, adopted);
+}
+
+/// Rebuilds one actor from the store after its predecessor panicked.
+pub(super) async fn one(core: Rc<Core>, id: SandboxId) {
+    match core.tools.ports.store.sandbox(&id).await {
+        Ok(Some(record)) => bring_back(&core, record).await,
+        Ok(None) => core.forget(&id),
+        Err(error) => {
+            // Without its record nothing is known and nothing may be touched.
+            error!(sandbox = %id, error = %chain(&error), "the sandbox cannot be rebuilt; restart the runner when its store works again");
+            core.children.borrow_mut().insert(id, Child::Rebuilding);
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Finding a stored sandbox again on the host, without touching its guest.
+
+use std::rc::Rc;
+
+use super::perform::socket_path;
+use super::Tools;
+use crate::error::chain;
+use crate::hypervisor::{Launch, Vmm};
+use crate::messages::proxy::OpenRoute;
+use crate::net::Namespace;
+use crate::sandbox::recovery::{Continue, Evidence, decide};
+use crate::sandbox::{Action, Machine, Phase, Record, Rest};
+
+/// What was found of a stored sandbox.
+#[derive(Default)]
+pub struct Adopted {
+    pub(super) vmm: Option<Rc<dyn Vmm>>,
+    pub(super) netns: Option<Namespace>,
+    /// Why something could not be found out.
+    pub(super) trouble: Option<String>,
+}
+
+/// Looks for the record's VMM and namespace, and opens the route of one that runs.
+pub async fn adopt(tools: &Tools, record: &Record) -> Adopted {
+    let mut adopted = Adopted::default();
+    let Some(identity) = &record.vmm else { return adopted };
+    if let Some(slot) = record.slot {
+        let plan = tools.slots.borrow().plan(&record.id, slot);
+        match tools.ports.network.open(&plan).await {
+            Ok(netns) => adopted.netns = Some(netns),
+            Err(error) => adopted.trouble = Some(chain(&error)),
+        }
+    }
+    let launch = Launch {
+        sandbox: record.id.clone(),
+        socket: socket_path(tools, record),
+        dir: tools.ports.disks.dir(&record.id),
+        netns: adopted.netns.clone(),
+    };
+    match tools.ports.hypervisor.adopt(&launch, identity).await {
+        Ok(Some(vmm)) => adopted.vmm = Some(vmm),
+        // Without a VMM it does not matter what became of the namespace: it is removed.
+        Ok(None) => adopted.trouble = None,
+        Err(error) => adopted.trouble = Some(chain(&error)),
+    }
+    if let (Phase::Started, Some(_), Some(netns)) = (record.phase, &adopted.vmm, &adopted.netns) {
+        let open = OpenRoute { id: record.id.clone(), run: record.run, netns: netns.clone() };
+        if tools.proxy.send(open).await.is_err() {
+            adopted.trouble = Some("the proxy is gone".to_owned());
+        }
+    }
+    adopted
+}
+
+/// The machine of a stored sandbox and what it does first.
+pub(super) fn machine(phase: Phase, adopted: &Adopted, disk: bool) -> (Machine, Vec<Action>) {
+    let evidence = match (&adopted.trouble, &adopted.vmm) {
+        (Some(_), _) => Evidence::Unknown,
+        (None, Some(_)) => Evidence::Alive,
+        (None, None) => Evidence::Gone,
+    };
+    match decide(phase, evidence) {
+        Continue::Rest(rest) => (Machine::resting(rest, disk), Vec::new()),
+        Continue::LeaveAlone => (Machine::resting(Rest::Broken, disk), Vec::new()),
+        Continue::Do(op) => {
+            let mut machine = Machine::resting(Rest::Broken, disk);
+            let first = machine.begin(op);
+            (machine, first)
+        }
+    }
+}

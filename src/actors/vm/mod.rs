@@ -1,0 +1,394 @@
+//! One sandbox: its machine, its record, and the handles on what it owns. Events go to the machine,
+//! its actions are carried out in order, one at a time.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::{Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, Recipient, WrapFuture};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tracing::{info, warn};
+
+use super::ProxyActor;
+use crate::error::Failure;
+use crate::hypervisor::{Exit, Vmm};
+use crate::messages::supervisor::ChildEnded;
+use crate::messages::vm::{Command, Reply};
+use crate::net::{Namespace, SlotPool};
+use crate::ports::{Ports, unix_millis};
+use crate::sandbox::view::StageTime;
+use crate::sandbox::{Action, Ask, Caller, Event, Machine, Phase, Record, Rest, Stage, View, Views, WireState};
+
+pub mod adopt;
+mod perform;
+
+pub use adopt::Adopted;
+use perform::{Done, Output};
+
+/// What every sandbox's actor is told once.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Directory of the API sockets.
+    pub sockets: PathBuf,
+    /// Kernel for direct boot.
+    pub kernel: PathBuf,
+    /// Initial RAM disk, if any.
+    pub initramfs: Option<PathBuf>,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// How long the guest's toolbox may take; `None`: the guest has none.
+    pub daemon_start_timeout: Option<Duration>,
+    /// How long `vm.boot` may take.
+    pub sandbox_start_timeout: Duration,
+    /// How long a guest may take to power off.
+    pub stop_timeout: Duration,
+}
+
+/// What an actor of a sandbox works with; cheap to clone.
+#[derive(Clone)]
+pub struct Tools {
+    /// Effects.
+    pub ports: Ports,
+    /// Settings.
+    pub settings: Rc<Settings>,
+    /// Where views are published.
+    pub views: Views,
+    /// Network slots of the host.
+    pub slots: Rc<RefCell<SlotPool>>,
+    /// Places for sandboxes that start at the same time.
+    pub gate: Arc<Semaphore>,
+    /// Owner of the routes.
+    pub proxy: Addr<ProxyActor>,
+    /// Who is told of the actor's end.
+    pub supervisor: Recipient<ChildEnded>,
+}
+
+/// The actor of one sandbox.
+pub struct VmActor {
+    tools: Tools,
+    incarnation: u64,
+    machine: Machine,
+    record: Record,
+    saved: Option<Record>,
+    vmm: Option<Rc<dyn Vmm>>,
+    netns: Option<Namespace>,
+    permit: Option<OwnedSemaphorePermit>,
+    exit: Option<Exit>,
+    callers: HashMap<Caller, Reply>,
+    last_caller: u64,
+    queue: VecDeque<Action>,
+    performing: bool,
+    interrupt: Option<oneshot::Sender<()>>,
+    timings: Vec<StageTime>,
+    first: Vec<Action>,
+    begun: bool,
+    settled: bool,
+}
+
+impl VmActor {
+    /// The actor of a sandbox that does not exist yet.
+    pub fn fresh(tools: Tools, incarnation: u64, record: Record) -> Self {
+        Self::with(tools, incarnation, record, None, Machine::resting(Rest::Absent, false), Adopted::default())
+    }
+
+    /// The actor of a stored sandbox, given what the host shows of it.
+    pub fn stored(tools: Tools, incarnation: u64, mut record: Record, adopted: Adopted) -> Self {
+        let saved = Some(record.clone());
+        if let Some(reason) = &adopted.trouble {
+            record.error = Some(reason.clone());
+        } else if record.phase == Phase::Started && adopted.vmm.is_none() {
+            record.error = Some("the VMM ended while the runner was not running".to_owned());
+        }
+        let disk = record.disks.is_some();
+        let (machine, first) = adopt::machine(record.phase, &adopted, disk);
+        let mut actor = Self::with(tools, incarnation, record, saved, machine, adopted);
+        actor.begun = true;
+        actor.first = first;
+        actor
+    }
+
+    fn with(
+        tools: Tools,
+        incarnation: u64,
+        record: Record,
+        saved: Option<Record>,
+        machine: Machine,
+        adopted: Adopted,
+    ) -> Self {
+        Self {
+            tools,
+            incarnation,
+            machine,
+            record,
+            saved,
+            vmm: adopted.vmm,
+            netns: adopted.netns,
+            permit: None,
+            exit: None,
+            callers: HashMap::new(),
+            last_caller: 0,
+            queue: VecDeque::new(),
+            performing: false,
+            interrupt: None,
+            timings: Vec::new(),
+            first: Vec::new(),
+            begun: false,
+            settled: false,
+        }
+    }
+
+    fn apply(&mut self, actions: Vec<Action>, ctx: &mut Context<Self>) {
+        for action in actions {
+            match action {
+                Action::Interrupt => self.interrupt = None,
+                action => self.queue.push_back(action),
+            }
+        }
+        if self.machine.work().is_none_or(|(op, _)| !op.builds()) {
+            self.permit = None;
+        }
+        self.pump(ctx);
+        self.publish();
+    }
+
+    /// Carries out queued actions until one of them takes time.
+    fn pump(&mut self, ctx: &mut Context<Self>) {
+        while !self.performing {
+            match self.queue.pop_front() {
+                Some(Action::Answer(callers, result)) => self.answer(&callers, &result),
+                Some(Action::Settle(rest)) => self.settle(rest, ctx),
+                Some(Action::Perform { stage, must_save }) => self.perform(stage, must_save, ctx),
+                Some(Action::Interrupt) => self.interrupt = None,
+                None => return self.end_if_absent(ctx),
+            }
+        }
+    }
+
+    /// The last thing of the sandbox is gone and everybody is answered: the actor is done. A fresh
+    /// actor is absent too, until its first command arrives.
+    fn end_if_absent(&mut self, ctx: &mut Context<Self>) {
+        if self.machine.rest() == Some(Rest::Absent) && self.begun {
+            self.settled = true;
+            ctx.stop();
+        }
+    }
+
+    fn answer(&mut self, callers: &[Caller], result: &Result<(), Failure>) {
+        let view = (self.machine.rest() != Some(Rest::Absent)).then(|| Arc::new(self.view()));
+        for caller in callers {
+            if let Some(reply) = self.callers.remove(caller) {
+                // A caller that has gone away does not want the answer.
+                let _ = reply.send(result.clone().map(|()| view.clone()));
+            }
+        }
+    }
+
+    fn perform(&mut self, stage: Stage, must_save: bool, ctx: &mut Context<Self>) {
+        self.prepare(stage);
+        let (interrupt, interrupted) = oneshot::channel();
+        self.interrupt = Some(interrupt);
+        self.performing = true;
+        let job = perform::Job {
+            tools: self.tools.clone(),
+            record: self.record.clone(),
+            save: self.needs_save(stage).then_some(must_save),
+            // The namespace is only let go of by the kernel when no handle on it is left.
+            netns: if stage == Stage::Unplug { drop(self.netns.take()); None } else { self.netns.clone() },
+            vmm: self.vmm.clone(),
+            stage,
+        };
+        ctx.spawn(job.run(interrupted).into_actor(self).map(Self::performed));
+    }
+
+    fn prepare(&mut self, stage: Stage) {
+        match stage {
+            Stage::Gate => {
+                self.timings.clear();
+                self.record.error = None;
+            }
+            Stage::Network | Stage::Provide if self.record.slot.is_none() => {
+                self.record.slot = self.tools.slots.borrow_mut().take();
+            }
+            Stage::Launch => {
+                self.record.run += 1;
+                self.exit = None;
+            }
+            _ => {}
+        }
+        if let Some(phase) = Phase::of(&self.machine)
+            && phase != self.record.phase
+            && stage != Stage::Gate
+        {
+            self.record.phase = phase;
+            self.record.since = unix_millis();
+        }
+    }
+
+    /// Nothing has happened before the gate, and the process is found by its socket if the runner
+    /// dies right after the launch; every other change is stored before the next effect.
+    fn needs_save(&self, stage: Stage) -> bool {
+        !matches!(stage, Stage::Gate | Stage::Launch) && self.saved.as_ref() != Some(&self.record)
+    }
+
+    fn performed(done: Done, act: &mut Self, ctx: &mut Context<Self>) {
+        act.performing = false;
+        act.interrupt = None;
+        if let Some(saved) = done.saved {
+            act.saved = Some(saved);
+        }
+        act.timings.push(StageTime { stage: done.stage.name().to_owned(), micros: done.micros });
+        let event = match done.result {
+            Ok(output) => {
+                act.keep(done.stage, output, ctx);
+                info!(sandbox = %act.record.id, stage = done.stage.name(), micros = done.micros, "stage done");
+                Event::StageDone(done.stage)
+            }
+            Err(failure) => {
+                warn!(sandbox = %act.record.id, stage = done.stage.name(), micros = done.micros, error = %failure, "stage failed");
+                act.record.error = Some(failure.message.clone());
+                Event::StageFailed(done.stage, failure)
+            }
+        };
+        let actions = act.machine.step(event);
+        act.apply(actions, ctx);
+    }
+
+    /// Takes over what a stage has made or taken away.
+    fn keep(&mut self, stage: Stage, output: Output, ctx: &mut Context<Self>) {
+        match output {
+            Output::Nothing => {}
+            Output::Permit(permit) => self.permit = Some(permit),
+            Output::Provided(disks, netns) => {
+                self.record.disks = disks.or(self.record.disks.take());
+                self.netns = netns.or(self.netns.take());
+            }
+            Output::Vmm(vmm) => {
+                self.record.vmm = Some(vmm.identity().clone());
+                self.vmm = Some(vmm);
+                self.watch(ctx);
+            }
+            Output::Version(version) => self.record.daemon_version = version,
+        }
+        match stage {
+            Stage::Boot => self.permit = None,
+            Stage::End => {
+                self.vmm = None;
+                self.record.vmm = None;
+            }
+            Stage::Unplug => {
+                if let Some(slot) = self.record.slot.take() {
+                    self.tools.slots.borrow_mut().release(slot);
+                }
+            }
+            Stage::Erase => self.record.disks = None,
+            _ => {}
+        }
+    }
+
+    fn watch(&self, ctx: &mut Context<Self>) {
+        if let Some(vmm) = self.vmm.clone() {
+            let run = self.record.run;
+            let exited = async move { vmm.exited().await };
+            ctx.spawn(exited.into_actor(self).map(move |exit, act, ctx| {
+                if act.record.run == run {
+                    act.exit = Some(exit);
+                    act.notice_exit(ctx);
+                }
+            }));
+        }
+    }
+
+    /// A VMM that ends while nobody asked for it: seen at rest at once, otherwise when the operation
+    /// under way has settled.
+    fn notice_exit(&mut self, ctx: &mut Context<Self>) {
+        if self.machine.rest() != Some(Rest::Started) || self.performing {
+            return;
+        }
+        if let Some(exit) = self.exit.take() {
+            warn!(sandbox = %self.record.id, %exit, "the VMM ended by itself");
+            self.record.error = Some(exit.to_string());
+            let actions = self.machine.step(Event::VmmExited);
+            self.apply(actions, ctx);
+        }
+    }
+
+    fn settle(&mut self, rest: Rest, ctx: &mut Context<Self>) {
+        match Phase::at(rest) {
+            Some(phase) if phase != self.record.phase => {
+                self.record.phase = phase;
+                self.record.since = unix_millis();
+            }
+            _ => {}
+        }
+        self.performing = true;
+        let job = perform::settle(self.tools.clone(), rest, self.record.clone(), self.saved.clone());
+        ctx.spawn(job.into_actor(self).map(|saved, act, ctx| {
+            act.performing = false;
+            act.saved = saved;
+            act.apply(Vec::new(), ctx);
+            act.notice_exit(ctx);
+        }));
+    }
+
+    fn publish(&self) {
+        if Phase::of(&self.machine).is_some() {
+            self.tools.views.publish(self.view());
+        } else if self.queue.is_empty() && !self.performing {
+            self.tools.views.forget(&self.record.id);
+        }
+    }
+
+    fn view(&self) -> View {
+        let plan = self.record.slot.map(|slot| self.tools.slots.borrow().plan(&self.record.id, slot));
+        View {
+            id: self.record.id.clone(),
+            state: Phase::of(&self.machine).map_or(WireState::Destroyed, WireState::from),
+            settled: self.machine.work().is_none(),
+            size: self.record.size,
+            daemon_version: self.record.daemon_version.clone(),
+            error: self.record.error.clone(),
+            address: plan.as_ref().map(|plan| plan.address),
+            netns: plan.map(|plan| plan.netns.to_string()),
+            pid: self.record.vmm.as_ref().map(|vmm| vmm.pid),
+            created_at: self.record.created_at,
+            since: self.record.since,
+            timings: self.timings.clone(),
+        }
+    }
+}
+
+impl Actor for VmActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let first = std::mem::take(&mut self.first);
+        self.watch(ctx);
+        self.apply(first, ctx);
+    }
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        // Runs after a panic as well: the supervisor then rebuilds this sandbox from the store.
+        let ended =
+            ChildEnded { id: self.record.id.clone(), incarnation: self.incarnation, settled: self.settled };
+        self.tools.supervisor.do_send(ended);
+    }
+}
+
+impl Handler<Command> for VmActor {
+    type Result = ();
+
+    fn handle(&mut self, command: Command, ctx: &mut Self::Context) {
+        self.begun = true;
+        self.last_caller += 1;
+        let caller = Caller(self.last_caller);
+        self.callers.insert(caller, command.reply);
+        if matches!(command.ask, Ask::Start | Ask::Create { .. }) && command.auth_token.is_some() {
+            self.record.spec.auth_token = command.auth_token;
+        }
+        let actions = self.machine.step(Event::Asked(caller, command.ask));
+        self.apply(actions, ctx);
+    }
+}

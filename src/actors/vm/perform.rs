@@ -1,0 +1,334 @@
+//! Carrying out one stage: store the intent if there is one to store, then do it, and say what came
+//! of it. Stages that only wait can be interrupted; the others are short and run to their end.
+
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::time::{Instant, timeout};
+use tracing::warn;
+
+use super::Tools;
+use crate::disk::{Format, Plan as DiskPlan, SandboxDisks, Seed};
+use crate::error::{Certainty, ErrorCode, Failure};
+use crate::hypervisor::wire::{ImageType, VmSpec};
+use crate::hypervisor::launch::Files;
+use crate::hypervisor::{Launch, Vmm, VmConfig, tail};
+use crate::messages::proxy::{CloseRoute, OpenRoute};
+use crate::net::{self, Namespace};
+use crate::sandbox::{Record, Rest, Stage};
+
+/// How long an orderly end of the VMM may take before it is killed; it flushes disks meanwhile.
+const END_GRACE: Duration = Duration::from_secs(10);
+/// How much of the guest's last output goes into an error.
+const LAST_WORDS: u64 = 400;
+
+/// What a stage has made.
+pub(super) enum Output {
+    Nothing,
+    Permit(OwnedSemaphorePermit),
+    Provided(Option<SandboxDisks>, Option<Namespace>),
+    Vmm(Rc<dyn Vmm>),
+    Version(Option<String>),
+}
+
+/// How a stage went.
+pub(super) struct Done {
+    pub stage: Stage,
+    pub result: Result<Output, Failure>,
+    /// The record, if it was stored on the way.
+    pub saved: Option<Record>,
+    pub micros: u64,
+}
+
+/// A stage with everything it needs, taken out of the actor so that it can run beside it.
+pub(super) struct Job {
+    pub tools: Tools,
+    pub record: Record,
+    /// Whether to store the record first, and whether that must succeed.
+    pub save: Option<bool>,
+    pub netns: Option<Namespace>,
+    pub vmm: Option<Rc<dyn Vmm>>,
+    pub stage: Stage,
+}
+
+impl Job {
+    pub(super) async fn run(self, interrupted: oneshot::Receiver<()>) -> Done {
+        let stage = self.stage;
+        let started = Instant::now();
+        let (saved, result) = match self.save().await {
+            Ok(saved) => (saved, self.stage(interrupted).await),
+            Err(failure) => (None, Err(failure)),
+        };
+        let micros = started.elapsed().as_micros().try_into().unwrap_or(u64::MAX);
+        Done { stage, result, saved, micros }
+    }
+
+    async fn save(&self) -> Result<Option<Record>, Failure> {
+        let Some(must) = self.save else { return Ok(None) };
+        match self.tools.ports.store.put_sandbox(&self.record).await {
+            Ok(()) => Ok(Some(self.record.clone())),
+            Err(error) if must => Err(error.into()),
+            Err(error) => {
+                // A tear-down frees space and is repeated after a restart if its end is not stored.
+                warn!(sandbox = %self.record.id, error = %crate::error::chain(&error), "tear-down goes on although its intent could not be stored");
+                Ok(None)
+            }
+        }
+    }
+
+    async fn stage(self, interrupted: oneshot::Receiver<()>) -> Result<Output, Failure> {
+        match self.stage {
+            Stage::Gate => self.gate(interrupted).await,
+            Stage::Disk => Ok(Output::Provided(Some(self.disk().await?), None)),
+            Stage::Network => Ok(Output::Provided(None, Some(self.network().await?))),
+            Stage::Provide => {
+                // Both run to their end even if one fails: what was made is then there to be undone.
+                let (disk, network) = futures::join!(self.disk(), self.network());
+                Ok(Output::Provided(Some(disk?), Some(network?)))
+            }
+            Stage::Launch => self.launch().await,
+            Stage::Configure => self.configure().await,
+            Stage::Boot => self.boot(interrupted).await,
+            Stage::Ready => self.ready(interrupted).await,
+            Stage::Commit => self.commit().await,
+            Stage::PowerOff => self.power_off(interrupted).await,
+            Stage::End => self.end().await,
+            Stage::Unplug => self.unplug().await,
+            Stage::Erase => {
+                self.tools.ports.disks.remove(&self.record.id).await?;
+                Ok(Output::Nothing)
+            }
+        }
+    }
+
+    async fn gate(self, interrupted: oneshot::Receiver<()>) -> Result<Output, Failure> {
+        tokio::select! {
+            permit = self.tools.gate.clone().acquire_owned() => permit.map(Output::Permit).map_err(|_| overtaken()),
+            _ = interrupted => Err(overtaken()),
+        }
+    }
+
+    async fn disk(&self) -> Result<SandboxDisks, Failure> {
+        let Record { id, spec, size, .. } = &self.record;
+        let seed = Seed {
+            sandbox: id.clone(),
+            hostname: id.to_string(),
+            mac: net::addresses::guest_mac(id),
+            env: spec.env.clone(),
+            os_user: spec.os_user.clone(),
+        };
+        let plan = DiskPlan { sandbox: id.clone(), base: spec.snapshot.clone(), size: size.disk, seed };
+        Ok(self.tools.ports.disks.create(&plan).await?)
+    }
+
+    fn network_plan(&self) -> Option<net::Plan> {
+        let slot = self.record.slot?;
+        Some(self.tools.slots.borrow().plan(&self.record.id, slot))
+    }
+
+    async fn network(&self) -> Result<Namespace, Failure> {
+        let plan = self.network_plan().ok_or_else(|| {
+            Failure::new(
+                ErrorCode::Busy,
+                "all network slots of this host are taken; destroy or stop sandboxes, or widen RUNNER_NETWORK_POOL",
+            )
+        })?;
+        let spec = &self.record.spec;
+        let egress = net::Egress::new(spec.network_block_all, spec.network_allow_list.as_deref());
+        Ok(self.tools.ports.network.create(&net::Plan { egress, ..plan }).await?)
+    }
+
+    fn socket(&self) -> PathBuf {
+        socket_path(&self.tools, &self.record)
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.tools.ports.disks.dir(&self.record.id)
+    }
+
+    async fn launch(self) -> Result<Output, Failure> {
+        let netns = self.netns.clone().ok_or_else(|| lost("namespace"))?;
+        let launch =
+            Launch { sandbox: self.record.id.clone(), socket: self.socket(), dir: self.dir(), netns: Some(netns) };
+        Ok(Output::Vmm(self.tools.ports.hypervisor.launch(&launch).await?))
+    }
+
+    async fn configure(self) -> Result<Output, Failure> {
+        let vmm = self.vmm.clone().ok_or_else(|| lost("VMM"))?;
+        let disks = self.record.disks.clone().ok_or_else(|| lost("disk"))?;
+        let settings = &self.tools.settings;
+        let mac = net::addresses::guest_mac(&self.record.id);
+        let spec = VmSpec {
+            vcpus: self.record.size.vcpus,
+            memory_bytes: self.record.size.memory,
+            kernel: settings.kernel.clone(),
+            initramfs: settings.initramfs.clone(),
+            cmdline: settings.cmdline.clone(),
+            root: (disks.root.path, image_type(disks.root.format)),
+            backed: disks.root.backed,
+            seed: disks.seed,
+            tap: net::TAP.to_owned(),
+            mac: mac.map(|byte| format!("{byte:02x}")).join(":"),
+            serial: Files::new(self.dir()).serial(),
+        };
+        vmm.create(&VmConfig::for_sandbox(spec, vmm.version())).await?;
+        Ok(Output::Nothing)
+    }
+
+    async fn boot(self, interrupted: oneshot::Receiver<()>) -> Result<Output, Failure> {
+        let vmm = self.vmm.clone().ok_or_else(|| lost("VMM"))?;
+        let patience = self.tools.settings.sandbox_start_timeout;
+        tokio::select! {
+            booted = timeout(patience, vmm.boot()) => match booted {
+                Ok(booted) => booted.map(|()| Output::Nothing).map_err(Failure::from),
+                Err(_) => Err(Failure {
+                    code: ErrorCode::Timeout,
+                    message: format!(
+                        "timeout while starting: vm.boot did not answer within {} s (SANDBOX_START_TIMEOUT_SEC)",
+                        patience.as_secs()
+                    ),
+                    certainty: Certainty::Unknown,
+                }),
+            },
+            _ = interrupted => Err(overtaken()),
+        }
+    }
+
+    async fn ready(self, interrupted: oneshot::Receiver<()>) -> Result<Output, Failure> {
+        let vmm = self.vmm.clone().ok_or_else(|| lost("VMM"))?;
+        let Some(patience) = self.tools.settings.daemon_start_timeout else { return Ok(Output::Version(None)) };
+        let netns = self.netns.clone().ok_or_else(|| lost("namespace"))?;
+        let failure = tokio::select! {
+            ready = self.tools.ports.toolbox.wait_ready(&netns, patience) => match ready {
+                Ok(version) => {
+                    self.introduce(netns);
+                    return Ok(Output::Version(Some(version)));
+                }
+                Err(failure) => failure,
+            },
+            exit = vmm.exited() => Failure::new(
+                ErrorCode::Internal,
+                format!("the guest did not come up: {exit}"),
+            ),
+            _ = interrupted => return Err(overtaken()),
+        };
+        Err(self.with_last_words(failure).await)
+    }
+
+    /// Gives the daemon its token; like the original nobody waits for it (PROTOCOL.md 9).
+    fn introduce(&self, netns: Namespace) {
+        let Some(token) = self.record.spec.auth_token.clone() else { return };
+        let (toolbox, id) = (self.tools.ports.toolbox.clone(), self.record.id.clone());
+        actix::spawn(async move {
+            if let Err(failure) = toolbox.init(&netns, &token).await {
+                warn!(sandbox = %id, error = %failure, "the guest's daemon did not take its token");
+            }
+        });
+    }
+
+    async fn with_last_words(&self, mut failure: Failure) -> Failure {
+        let words = tail::tail_of(Files::new(self.dir()).serial(), LAST_WORDS).await.unwrap_or_default();
+        let words = String::from_utf8_lossy(&words);
+        let words: Vec<&str> = words.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        match words.split_last() {
+            Some((last, before)) => {
+                let before = before.last().map(|line| format!("{line} | ")).unwrap_or_default();
+                failure.message.push_str(&format!("; last serial output: {before}{last}"));
+            }
+            None => failure.message.push_str("; the guest wrote nothing to its serial console"),
+        }
+        failure
+    }
+
+    async fn commit(self) -> Result<Output, Failure> {
+        if let Some(netns) = self.netns.clone() {
+            let open = OpenRoute { id: self.record.id.clone(), run: self.record.run, netns };
+            self.tools.proxy.send(open).await.map_err(|_| lost("proxy"))?;
+        }
+        Ok(Output::Nothing)
+    }
+
+    async fn close_route(&self) {
+        let close = CloseRoute { id: self.record.id.clone() };
+        if self.tools.proxy.send(close).await.is_err() {
+            warn!(sandbox = %self.record.id, "the proxy is gone; its routes went with it");
+        }
+    }
+
+    async fn power_off(self, interrupted: oneshot::Receiver<()>) -> Result<Output, Failure> {
+        self.close_route().await;
+        let Some(vmm) = self.vmm.clone() else { return Ok(Output::Nothing) };
+        vmm.power_button().await?;
+        let patience = self.tools.settings.stop_timeout;
+        tokio::select! {
+            exit = timeout(patience, vmm.exited()) => match exit {
+                Ok(_) => Ok(Output::Nothing),
+                Err(_) => Err(Failure::new(
+                    ErrorCode::Timeout,
+                    format!("the guest did not power off within {} s (RUNNER_STOP_TIMEOUT_SEC)", patience.as_secs()),
+                )),
+            },
+            _ = interrupted => Err(overtaken()),
+        }
+    }
+
+    async fn end(self) -> Result<Output, Failure> {
+        self.close_route().await;
+        match &self.vmm {
+            Some(vmm) => drop(vmm.end(END_GRACE).await?),
+            None => {
+                let launch =
+                    Launch { sandbox: self.record.id.clone(), socket: self.socket(), dir: self.dir(), netns: None };
+                self.tools.ports.hypervisor.clear(&launch).await?;
+            }
+        }
+        Ok(Output::Nothing)
+    }
+
+    async fn unplug(self) -> Result<Output, Failure> {
+        self.close_route().await;
+        if let Some(plan) = self.network_plan() {
+            self.tools.ports.network.remove(&plan).await?;
+        }
+        Ok(Output::Nothing)
+    }
+}
+
+fn image_type(format: Format) -> ImageType {
+    match format {
+        Format::Raw => ImageType::Raw,
+        Format::Qcow2 => ImageType::Qcow2,
+    }
+}
+
+/// The API socket of a sandbox, `{CH_SOCKETS_PATH}/{id}.sock`.
+pub(super) fn socket_path(tools: &Tools, record: &Record) -> PathBuf {
+    tools.settings.sockets.join(format!("{}.sock", record.id))
+}
+
+/// Stores that the sandbox rests, or forgets it; returns what the store now holds. What cannot be
+/// stored here is harmless: the last stored intent is finished again after a restart.
+pub(super) async fn settle(tools: Tools, rest: Rest, record: Record, saved: Option<Record>) -> Option<Record> {
+    let store = &tools.ports.store;
+    let result = match rest {
+        Rest::Absent if saved.is_some() => store.remove_sandbox(&record.id).await.map(|()| None),
+        Rest::Absent => Ok(None),
+        _ if saved.as_ref() == Some(&record) => return saved,
+        _ => store.put_sandbox(&record).await.map(|()| Some(record.clone())),
+    };
+    result.unwrap_or_else(|error| {
+        warn!(sandbox = %record.id, error = %crate::error::chain(&error), "the result could not be stored; a restart finishes it again");
+        saved
+    })
+}
+
+fn overtaken() -> Failure {
+    Failure::new(ErrorCode::Interrupted, "another request overtook this one")
+}
+
+/// A stage ran without what an earlier stage should have made: never by the table of stages.
+fn lost(what: &str) -> Failure {
+    Failure { code: ErrorCode::Internal, message: format!("the sandbox has no {what} at this stage"), certainty: Certainty::NotDone }
+}

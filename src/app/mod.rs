@@ -1,0 +1,227 @@
+//! The whole runner: made from its configuration, started in order, ended in order.
+//!
+//! Start: store, ports, HTTP (which says `recovering`), host network, recovery, then jobs. End: no new
+//! work, jobs under way get a deadline, HTTP ends, the store is flushed. VMs are left as they are.
+
+use std::rc::Rc;
+
+use actix::{Actor, Addr};
+use actix_web::dev::ServerHandle;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
+use tracing::{error, info, warn};
+
+use crate::actors::reporter::{self, Seen};
+use crate::actors::supervisor::Plan;
+use crate::actors::vm::Settings;
+use crate::actors::{JobPollerActor, ProxyActor, ReporterActor, Routes, SupervisorActor, job_poller};
+use crate::config::Config;
+use crate::control_plane::{AwcControlPlane, ServiceHealth};
+use crate::disk::FileDisks;
+use crate::error::{Failure, chain};
+use crate::host::{HostMetrics, Identity, LinuxHost, default_domain};
+use crate::http::{Recovered, State, Token};
+use crate::hypervisor::CloudHypervisor;
+use crate::messages::jobs::StopPolling;
+use crate::messages::supervisor::{Drain, Recover};
+use crate::net::{LinuxNetwork, SlotPool};
+use crate::ports::Ports;
+use crate::sandbox::Views;
+use crate::sandbox::admission::Defaults;
+use crate::store::SledStore;
+use crate::toolbox::GuestToolbox;
+
+mod server;
+
+/// Name of our nftables table, on the host and in the sandboxes' namespaces.
+pub const NFT_TABLE: &str = "runner_ch";
+
+/// Version as the API and `GET /` show it.
+pub fn version() -> String {
+    format!("v{}", env!("CARGO_PKG_VERSION"))
+}
+
+/// What the healthcheck says about the services of this host.
+pub fn service_health() -> Vec<ServiceHealth> {
+    vec![ServiceHealth::healthy("cloud-hypervisor")]
+}
+
+/// Why the runner cannot start.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start: {0}")]
+pub struct StartError(Failure);
+
+impl<E: Into<Failure>> From<E> for StartError {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+struct Running {
+    supervisor: Addr<SupervisorActor>,
+    poller: Addr<JobPollerActor>,
+    server: ServerHandle,
+    ports: Ports,
+}
+
+/// Runs until SIGTERM or SIGINT, then drains.
+pub async fn run(config: Config) -> Result<(), StartError> {
+    // Registered first, so that a signal during the start is not lost.
+    let mut terminate = signal(SignalKind::terminate()).map_err(|error| io("listen for SIGTERM", &error))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| io("listen for SIGINT", &error))?;
+    let starting = start(&config);
+    let running = tokio::select! {
+        running = starting => running?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    notify(&[sd_notify::NotifyState::Ready]);
+    tokio::select! {
+        _ = terminate.recv() => info!("SIGTERM: draining"),
+        _ = interrupt.recv() => info!("SIGINT: draining"),
+    }
+    notify(&[sd_notify::NotifyState::Stopping]);
+    drain(running, &config).await;
+    Ok(())
+}
+
+fn io(what: &str, error: &std::io::Error) -> Failure {
+    Failure::new(crate::error::ErrorCode::Internal, format!("cannot {what}: {error}"))
+}
+
+fn notify(states: &[sd_notify::NotifyState]) {
+    if let Err(error) = sd_notify::notify(states) {
+        warn!(%error, "cannot tell systemd how the runner is");
+    }
+}
+
+fn ports(config: &Config, store: SledStore) -> Result<Ports, StartError> {
+    let disks = FileDisks::open(crate::disk::Settings {
+        sandboxes: config.paths.sandboxes.clone(),
+        snapshots: config.paths.snapshots.clone(),
+        base_image: config.paths.base_image.clone(),
+        strategy: config.disk_strategy,
+        guest_mtu: None,
+    })?;
+    let api = &config.api;
+    let network = LinuxNetwork::new(
+        config.network.bridge.clone(),
+        config.network.pool,
+        config.network.deny.clone(),
+        NFT_TABLE,
+    );
+    Ok(Ports {
+        network: Rc::new(network),
+        disks: Rc::new(disks),
+        hypervisor: Rc::new(CloudHypervisor::new(crate::hypervisor::launch::Settings::new(&config.ch_binary))),
+        toolbox: Rc::new(GuestToolbox),
+        store: Rc::new(store),
+        control_plane: Rc::new(AwcControlPlane::new(&api.base_url, api.token.expose(), &version())?),
+    })
+}
+
+fn plan(config: &Config, ports: Ports, host: &LinuxHost) -> Result<Plan, StartError> {
+    let snapshot = host.snapshot()?;
+    Ok(Plan {
+        ports,
+        settings: Settings {
+            sockets: config.paths.sockets.clone(),
+            kernel: config.paths.kernel.clone(),
+            initramfs: config.paths.initramfs.clone(),
+            cmdline: config.kernel_cmdline.clone(),
+            daemon_start_timeout: config.daemon_start_timeout,
+            sandbox_start_timeout: config.sandbox_start_timeout,
+            stop_timeout: config.stop_timeout,
+        },
+        defaults: Defaults {
+            vcpus: config.defaults.vcpus,
+            memory_mib: config.defaults.memory_mib,
+            disk_gib: config.defaults.disk_gib,
+        },
+        slots: SlotPool::new(config.network.pool)?,
+        max_starting: config.max_starting,
+        host_cpus: snapshot.cpus,
+        host_memory: snapshot.memory_bytes,
+    })
+}
+
+fn identity(config: &Config) -> Identity {
+    let domain = config.runner_domain.clone().or_else(|| match default_domain() {
+        Ok(address) => address.map(|address| address.to_string()),
+        Err(error) => {
+            warn!(error = %chain(&error), "cannot find this host's address; set RUNNER_DOMAIN");
+            None
+        }
+    });
+    Identity { version: version(), domain, port: config.http.port, tls: config.http.tls.is_some() }
+}
+
+async fn start(config: &Config) -> Result<Running, StartError> {
+    let ports = ports(config, SledStore::open(&config.paths.state)?)?;
+    let host = LinuxHost::new()?;
+    let (views, routes, seen, recovered) = (Views::default(), Routes::default(), Seen::default(), Recovered::default());
+    let identity = identity(config);
+
+    let proxy = ProxyActor::new(routes.clone()).start();
+    let supervisor = SupervisorActor::start_with(plan(config, ports.clone(), &host)?, views.clone(), proxy);
+    let state = State {
+        supervisor: supervisor.clone(),
+        views: views.clone(),
+        routes,
+        seen: seen.clone(),
+        token: Token::new(config.api.token.expose()),
+        identity: identity.clone(),
+        sandboxes: config.paths.sandboxes.clone(),
+        recovered: recovered.clone(),
+    };
+    let server = server::start(&config.http, state)?;
+
+    ports.network.prepare_host().await?;
+    let loaded = ports.store.load().await?;
+    supervisor.send(Recover).await.map_err(|_| gone())??;
+    recovered.set();
+    info!(version = version(), port = config.http.port, disks = ?ports.disks.strategy(), "runner is ready");
+
+    let poller = JobPollerActor::start_with(
+        ports.clone(),
+        supervisor.clone().recipient(),
+        job_poller::Settings {
+            poll_timeout: config.api.poll_timeout,
+            poll_limit: config.api.poll_limit,
+            reconcile_interval: config.api.reconcile_interval,
+            heartbeat: job_poller::HEARTBEAT,
+        },
+        loaded.jobs,
+    );
+    let settings = reporter::Settings {
+        healthcheck: config.api.healthcheck_interval,
+        sync: config.api.sync_interval,
+        identity,
+        services: service_health,
+    };
+    ReporterActor::new(ports.clone(), views, seen, settings, host).start();
+    Ok(Running { supervisor, poller, server, ports })
+}
+
+fn gone() -> Failure {
+    Failure::new(crate::error::ErrorCode::Internal, "the supervisor ended during the start; see the log")
+}
+
+/// Nothing new is begun; what runs gets the deadline; what is not finished then is found again in
+/// the journal by the next start.
+async fn drain(running: Running, config: &Config) {
+    let Running { supervisor, poller, server, ports } = running;
+    if supervisor.send(Drain).await.is_err() {
+        warn!("the supervisor has ended before the drain");
+    }
+    let jobs = timeout(config.drain_timeout, poller.send(StopPolling)).await;
+    if jobs.is_err() {
+        warn!(seconds = config.drain_timeout.as_secs(), "jobs are not finished; they are continued after the next start");
+    }
+    server.stop(true).await;
+    if let Err(error) = ports.store.flush().await {
+        error!(error = %chain(&error), "the store could not be flushed");
+    }
+    info!("drained; sandboxes keep running");
+}
+

@@ -1,0 +1,301 @@
+//! From texts to [`Config`]. Every setting is looked at before the first problem is told.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::parse;
+use super::problem::Problems;
+use super::raw::Raw;
+use super::reader::Reader;
+use super::{Api, Config, Defaults, Http, LogConfig, LogFormat, Network, Paths, Secret, Tls, absent, host};
+use crate::disk::StrategySetting;
+use crate::telemetry;
+
+/// Tokens shorter than this are warned of.
+const WEAK_TOKEN: usize = 16;
+
+/// The API caps a poll here (PROTOCOL.md 2.2).
+const LONGEST_POLL: Duration = Duration::from_secs(60);
+
+/// The API takes a runner for dead after this long without healthcheck (PROTOCOL.md 3).
+const UNRESPONSIVE_AFTER: Duration = Duration::from_secs(60);
+
+/// The shipped unit gives the runner this long to stop; longer drains need a longer TimeoutStopSec.
+const UNIT_STOP_TIMEOUT: Duration = Duration::from_secs(90);
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Checks all settings.
+pub(super) fn check(raw: Raw) -> Result<Config, Problems> {
+    let mut reader = Reader::new(raw);
+    absent::check(&mut reader);
+    let config = config(&mut reader);
+    Problems::none_of(std::mem::take(&mut reader.problems))?;
+    let Some(config) = config else {
+        // A part is missing only after its problem was noted, so this line is never reached; it is here
+        // because the types cannot say so.
+        return Err(super::Problem::new("the configuration", "is incomplete for an unknown reason").into());
+    };
+    Ok(Config { warnings: reader.warnings, ignored: reader.ignored, ..config })
+}
+
+/// Reads every part first and only then looks whether all of them are there.
+fn config(r: &mut Reader) -> Option<Config> {
+    let (api, http, paths, network, defaults, log) = (api(r), http(r), paths(r), network(r), defaults(r), log(r));
+    let runner_domain = r.optional("RUNNER_DOMAIN", parse::host);
+    let ch_binary = r.parse("CH_BINARY", parse::program);
+    let kernel_cmdline = r.parse("CH_KERNEL_CMDLINE", kernel_cmdline);
+    let daemon_start_timeout = seconds(r, "DAEMON_START_TIMEOUT_SEC", Duration::ZERO, HOUR);
+    let sandbox_start_timeout = seconds(r, "SANDBOX_START_TIMEOUT_SEC", SECOND, HOUR);
+    let stop_timeout = seconds(r, "RUNNER_STOP_TIMEOUT_SEC", Duration::ZERO, HOUR);
+    let drain_timeout = drain_timeout(r);
+    let disk_strategy = r.parse("RUNNER_DISK_STRATEGY", disk_strategy);
+    let max_starting = r.parse("RUNNER_MAX_STARTING", max_starting);
+    Some(Config {
+        api: api?,
+        http: http?,
+        runner_domain: runner_domain?,
+        paths: paths?,
+        ch_binary: ch_binary?,
+        kernel_cmdline: kernel_cmdline?,
+        network: network?,
+        defaults: defaults?,
+        daemon_start_timeout: daemon_start_timeout.map(|time| (!time.is_zero()).then_some(time))?,
+        sandbox_start_timeout: sandbox_start_timeout?,
+        stop_timeout: stop_timeout?,
+        drain_timeout: drain_timeout?,
+        disk_strategy: disk_strategy?,
+        max_starting: max_starting?,
+        log: log?,
+        warnings: Vec::new(),
+        ignored: Vec::new(),
+    })
+}
+
+fn seconds(r: &mut Reader, name: &str, min: Duration, max: Duration) -> Option<Duration> {
+    r.parse(name, |text| parse::duration(text, min, max))
+}
+
+fn api(r: &mut Reader) -> Option<Api> {
+    let (base_url, token) = (base_url(r), token(r));
+    let poll_timeout = poll_timeout(r);
+    let poll_limit = r.parse("POLL_LIMIT", |text| number32(text, 1, 100, " jobs"));
+    let healthcheck_interval = seconds(r, "HEALTHCHECK_INTERVAL", 10 * SECOND, HOUR);
+    if healthcheck_interval.is_some_and(|interval| interval >= UNRESPONSIVE_AFTER) {
+        r.warnings.push(
+            "HEALTHCHECK_INTERVAL is 60s or more: the API will take this runner for unresponsive between two".into(),
+        );
+    }
+    let healthcheck_timeout = seconds(r, "HEALTHCHECK_TIMEOUT", SECOND, MINUTE);
+    let reconcile_interval = seconds(r, "RUNNER_RECONCILE_INTERVAL_SEC", SECOND, HOUR);
+    let sync_interval = seconds(r, "RUNNER_SYNC_INTERVAL_SEC", SECOND, HOUR);
+    Some(Api {
+        base_url: base_url?,
+        token: token?,
+        poll_timeout: poll_timeout?,
+        poll_limit: poll_limit?,
+        healthcheck_interval: healthcheck_interval?,
+        healthcheck_timeout: healthcheck_timeout?,
+        reconcile_interval: reconcile_interval?,
+        sync_interval: sync_interval?,
+    })
+}
+
+/// The newer of two names when it is set, else the older; a word of warning when they disagree.
+fn preferred(r: &mut Reader, newer: &'static str, older: &'static str) -> &'static str {
+    if !r.raw.is_set(newer) {
+        return older;
+    }
+    if r.raw.is_set(older) && r.text(newer) != r.text(older) {
+        r.warnings.push(format!("{newer} and {older} differ; {newer} is used"));
+    }
+    newer
+}
+
+fn base_url(r: &mut Reader) -> Option<String> {
+    let name = preferred(r, "DAYTONA_API_URL", "SERVER_URL");
+    let url = r.parse(name, parse::base_url)?;
+    r.warnings.extend(parse::base_url_warnings(name, &url));
+    Some(url)
+}
+
+fn token(r: &mut Reader) -> Option<Secret> {
+    let name = preferred(r, "DAYTONA_RUNNER_TOKEN", "API_TOKEN");
+    let token = r.parse(name, parse::token)?;
+    if token.len() < WEAK_TOKEN {
+        r.warnings
+            .push(format!("{name} has fewer than {WEAK_TOKEN} characters; whoever guesses it runs code on this host"));
+    }
+    Some(Secret::new(token))
+}
+
+/// The original let the API cut longer polls; so do we, but tell.
+fn poll_timeout(r: &mut Reader) -> Option<Duration> {
+    let timeout = seconds(r, "POLL_TIMEOUT", SECOND, HOUR)?;
+    if timeout > LONGEST_POLL {
+        r.warnings.push("POLL_TIMEOUT is more than 60s; the API cuts polls at 60s, and so 60s are used".into());
+    }
+    Some(Duration::from_secs(timeout.min(LONGEST_POLL).as_secs()))
+}
+
+fn http(r: &mut Reader) -> Option<Http> {
+    let address =
+        r.parse("RUNNER_HTTP_ADDRESS", |text| text.parse::<IpAddr>().map_err(|_| "an IP address to listen on".into()));
+    let port = port(r);
+    let tls = tls(r);
+    Some(Http { address: address?, port: port?, tls: tls? })
+}
+
+fn port(r: &mut Reader) -> Option<u16> {
+    const DEFAULT: u16 = 3006;
+    let port = r.parse("API_PORT", |text| {
+        text.parse::<u16>().map_err(|_| format!("a port from 1 to 65535, or 0 for {DEFAULT}"))
+    })?;
+    Some(if port == 0 { DEFAULT } else { port })
+}
+
+fn tls(r: &mut Reader) -> Option<Option<Tls>> {
+    if !r.parse("ENABLE_TLS", parse::boolean)? {
+        return Some(None);
+    }
+    let cert = r.parse("TLS_CERT_FILE", |text| pem(text, "-----BEGIN CERTIFICATE", "a certificate"));
+    let key = r.parse("TLS_KEY_FILE", |text| pem(text, "PRIVATE KEY-----", "a private key"));
+    Some(Some(Tls { cert: cert?, key: key? }))
+}
+
+fn pem(text: &str, mark: &str, what: &str) -> Result<PathBuf, String> {
+    let expected = format!("a readable PEM file with {what}, as ENABLE_TLS is true");
+    let path = parse::path(text).map_err(|_| expected.clone())?;
+    let content = std::fs::read(&path).map_err(|error| format!("{expected}: {error}"))?;
+    if String::from_utf8_lossy(&content).contains(mark) {
+        Ok(path)
+    } else {
+        Err(format!("{expected}; there is none in it"))
+    }
+}
+
+fn paths(r: &mut Reader) -> Option<Paths> {
+    let sockets = r.parse("CH_SOCKETS_PATH", |text| parse::path(text).and_then(host::short_enough_for_sockets));
+    let (sandboxes, snapshots) = (r.path("CH_SANDBOXES_PATH"), r.path("CH_SNAPSHOTS_PATH"));
+    let (state, kernel) = (r.path("RUNNER_STATE_PATH"), r.path("CH_KERNEL_PATH"));
+    let initramfs = r.optional("CH_INITRAMFS_PATH", parse::path);
+    let base_image = base_image(r);
+    let firmware = r.path("CH_FIRMWARE_PATH");
+    Some(Paths {
+        sockets: sockets?,
+        sandboxes: sandboxes?,
+        snapshots: snapshots?,
+        state: state?,
+        kernel: kernel?,
+        initramfs: initramfs?,
+        base_image: base_image?,
+        firmware: firmware?,
+    })
+}
+
+/// The guide knows two places for one image; where only the other one is there, that one is meant.
+fn base_image(r: &mut Reader) -> Option<PathBuf> {
+    let named = r.path("CH_BASE_IMAGE_PATH")?;
+    match other_layout(&named) {
+        Some(other) if !named.exists() && other.exists() => {
+            r.warnings.push(format!(
+                "CH_BASE_IMAGE_PATH: {} is not there; {} is used",
+                named.display(),
+                other.display()
+            ));
+            Some(other)
+        }
+        _ => Some(named),
+    }
+}
+
+/// `{name}/disk.qcow2` for `{name}.qcow2`, and the reverse.
+pub(super) fn other_layout(image: &Path) -> Option<PathBuf> {
+    if image.file_name()? == "disk.qcow2" {
+        let dir = image.parent()?;
+        let mut name = dir.file_name()?.to_owned();
+        name.push(".qcow2");
+        return Some(dir.with_file_name(name));
+    }
+    let stem = image.file_stem().filter(|_| image.extension().is_some_and(|extension| extension == "qcow2"))?;
+    Some(image.with_file_name(stem).join("disk.qcow2"))
+}
+
+fn network(r: &mut Reader) -> Option<Network> {
+    let bridge = r.parse("CH_BRIDGE_NAME", |text| {
+        text.parse().map_err(|error| format!("a link name of 1 to 15 characters ({error})"))
+    });
+    let pool = r.parse("RUNNER_NETWORK_POOL", parse::pool);
+    let deny = r.parse("RUNNER_NETWORK_DENY", parse::networks);
+    if deny.as_ref().is_some_and(Vec::is_empty) {
+        r.warnings.push(
+            "RUNNER_NETWORK_DENY = none: sandboxes can reach link-local addresses, such as a cloud's metadata server"
+                .into(),
+        );
+    }
+    Some(Network { bridge: bridge?, pool: pool?, deny: deny? })
+}
+
+fn defaults(r: &mut Reader) -> Option<Defaults> {
+    let vcpus = r.parse("CH_DEFAULT_CPUS", |text| number32(text, 1, 254, " vCPUs"));
+    let memory_mib = r.parse("CH_DEFAULT_MEMORY_MB", |text| parse::number(text, 128, 16 << 20, " MiB"));
+    let disk_gib = r.parse("CH_DEFAULT_DISK_GB", |text| parse::number(text, 1, 64 << 10, " GiB"));
+    Some(Defaults { vcpus: vcpus?, memory_mib: memory_mib?, disk_gib: disk_gib? })
+}
+
+fn number32(text: &str, min: u32, max: u32, unit: &str) -> Result<u32, String> {
+    let number = parse::number(text, min.into(), max.into(), unit)?;
+    u32::try_from(number).map_err(|error| error.to_string())
+}
+
+fn log(r: &mut Reader) -> Option<LogConfig> {
+    let level = r.parse("LOG_LEVEL", |text| telemetry::filter(text).map(|_| text.to_owned()));
+    let format = r.parse("LOG_FORMAT", |text| match text.to_ascii_lowercase().as_str() {
+        "human" | "text" => Ok(LogFormat::Human),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("human or json".into()),
+    });
+    let file = r.optional("LOG_FILE_PATH", parse::path);
+    let environment = Some(r.text("ENVIRONMENT")).filter(|text| !text.is_empty());
+    Some(LogConfig { level: level?, format: format?, file: file?, environment })
+}
+
+fn drain_timeout(r: &mut Reader) -> Option<Duration> {
+    let timeout = seconds(r, "RUNNER_DRAIN_TIMEOUT_SEC", Duration::ZERO, HOUR)?;
+    if timeout >= UNIT_STOP_TIMEOUT {
+        r.warnings.push(
+            "RUNNER_DRAIN_TIMEOUT_SEC is 90s or more: set a longer TimeoutStopSec in runner-ch.service too".into(),
+        );
+    }
+    Some(timeout)
+}
+
+fn disk_strategy(text: &str) -> Result<StrategySetting, String> {
+    match text {
+        "auto" => Ok(StrategySetting::Auto),
+        "reflink" => Ok(StrategySetting::Reflink),
+        "overlay" => Ok(StrategySetting::Overlay),
+        _ => Err("auto, reflink or overlay".into()),
+    }
+}
+
+fn max_starting(text: &str) -> Result<usize, String> {
+    if text == "auto" {
+        // Unknown only where /proc and the affinity calls are withheld; two CPUs are a modest guess.
+        return Ok(2 * std::thread::available_parallelism().map_or(2, usize::from));
+    }
+    let number = parse::number(text, 1, 1024, ", or auto for twice the number of CPUs")?;
+    usize::try_from(number).map_err(|error| error.to_string())
+}
+
+/// The kernel reads at most 2048 bytes on x86-64 (COMMAND_LINE_SIZE) and drops the rest silently.
+fn kernel_cmdline(text: &str) -> Result<String, String> {
+    if text.len() < 2048 {
+        Ok(text.to_owned())
+    } else {
+        Err("fewer than 2048 bytes; the kernel ignores the rest".into())
+    }
+}

@@ -1,0 +1,9 @@
+//! Tests of [`FileDisks`] on real file systems, and what they share.
+
+mod bases;
+mod overlays;
+mod reflinks;
+mod room;
+mod seeds;
+
+use room::Room;

@@ -1,0 +1,131 @@
+//! The runner's own HTTP API (PROTOCOL.md 6): what it offers, who may use it, and where requests go.
+//! Reads come from shared tables; commands go to the supervisor; bytes for guests go straight there.
+
+use std::path::PathBuf;
+
+use actix::Addr;
+use actix_web::dev::ServiceResponse;
+use actix_web::http::StatusCode;
+use actix_web::middleware::{ErrorHandlerResponse, ErrorHandlers, from_fn};
+use actix_web::{HttpRequest, HttpResponse, web};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::actors::reporter::Seen;
+use crate::actors::{Routes, SupervisorActor};
+use crate::host::Identity;
+use crate::sandbox::Views;
+
+pub mod auth;
+pub mod body;
+pub mod error;
+pub mod health;
+pub mod openapi;
+pub mod proxy;
+pub mod sandboxes;
+pub mod serial;
+
+pub use auth::Token;
+
+/// What the handlers share; cheap to clone, one per worker thread.
+#[derive(Clone)]
+pub struct State {
+    /// Takes the commands.
+    pub supervisor: Addr<SupervisorActor>,
+    /// What there is.
+    pub views: Views,
+    /// Ways into the guests.
+    pub routes: Routes,
+    /// Host and control plane as last seen.
+    pub seen: Seen,
+    /// Who may use the API.
+    pub token: Token,
+    /// Version, address.
+    pub identity: Identity,
+    /// Directory of the sandboxes' files.
+    pub sandboxes: PathBuf,
+    /// False until stored sandboxes are recovered.
+    pub recovered: Recovered,
+}
+
+/// Whether the stored sandboxes are recovered.
+#[derive(Debug, Clone, Default)]
+pub struct Recovered(Arc<AtomicBool>);
+
+impl Recovered {
+    /// They are.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// Whether they are.
+    pub fn get(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// Adds all routes to an application.
+pub fn configure(state: State) -> impl FnOnce(&mut web::ServiceConfig) {
+    move |app| {
+        let auth = from_fn(auth::require);
+        app.app_data(web::Data::new(state))
+            .route("/", web::get().to(health::root))
+            .route("/openapi.json", web::get().to(openapi::document))
+            .service(
+                web::scope("")
+                    .wrap(ErrorHandlers::new().default_handler(in_one_shape))
+                    .wrap(auth)
+                    .service(resource("/info", web::get().to(health::info)))
+                    .service(
+                        web::resource("/sandboxes")
+                            .route(web::post().to(sandboxes::create))
+                            .route(web::get().to(sandboxes::list))
+                            .default_service(web::to(wrong_method)),
+                    )
+                    .service(
+                        web::resource("/sandboxes/{id}")
+                            .route(web::get().to(sandboxes::get))
+                            .route(web::delete().to(sandboxes::remove))
+                            .default_service(web::to(wrong_method)),
+                    )
+                    .service(resource("/sandboxes/{id}/start", web::post().to(sandboxes::start)))
+                    .service(resource("/sandboxes/{id}/stop", web::post().to(sandboxes::stop)))
+                    .service(resource("/sandboxes/{id}/destroy", web::post().to(sandboxes::destroy)))
+                    .service(resource("/sandboxes/{id}/serial", web::get().to(serial::read)))
+                    .route("/sandboxes/{id}/toolbox", web::to(proxy::forward))
+                    .route("/sandboxes/{id}/toolbox/{tail:.*}", web::to(proxy::forward))
+                    .route("/sandboxes/{id}/proxy/{port}", web::to(proxy::forward))
+                    .route("/sandboxes/{id}/proxy/{port}/{tail:.*}", web::to(proxy::forward))
+                    .default_service(web::to(no_such_route)),
+            );
+    }
+}
+
+fn resource(path: &str, route: actix_web::Route) -> actix_web::Resource {
+    web::resource(path.to_owned()).route(route).default_service(web::to(wrong_method))
+}
+
+async fn no_such_route(request: HttpRequest) -> HttpResponse {
+    let message = format!("there is no {} here; GET /openapi.json lists what there is", request.path());
+    error::with_status(&request, StatusCode::NOT_FOUND, "NOT_FOUND", message)
+}
+
+async fn wrong_method(request: HttpRequest) -> HttpResponse {
+    let message = format!("{} is not offered with method {}", request.path(), request.method());
+    error::with_status(&request, StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", message)
+}
+
+/// Errors that actix itself answers (a path that is no UTF-8, a broken request) get our shape too;
+/// answers of guests pass as they are.
+fn in_one_shape<B>(response: ServiceResponse<B>) -> actix_web::Result<ErrorHandlerResponse<B>> {
+    let ours = response.headers().contains_key("content-type") || response.request().path().contains("/toolbox")
+        || response.request().path().contains("/proxy/");
+    if ours {
+        return Ok(ErrorHandlerResponse::Response(response.map_into_left_body()));
+    }
+    let (request, original) = response.into_parts();
+    let status = original.status();
+    let reason = status.canonical_reason().unwrap_or("error");
+    let answer = error::with_status(&request, status, &reason.to_ascii_uppercase().replace(' ', "_"), reason.to_owned());
+    Ok(ErrorHandlerResponse::Response(ServiceResponse::new(request, answer).map_into_right_body()))
+}

@@ -1,0 +1,338 @@
+//! Requests for guests (PROTOCOL.md 7): the toolbox and the ports behind it. A connection is made in
+//! the sandbox's namespace for each request; bodies stream both ways; an upgrade becomes a tunnel.
+
+use std::time::Duration;
+
+use actix_web::body::SizedStream;
+use actix_web::http::StatusCode;
+use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use actix_web::web::{Data, Payload};
+use actix_web::{HttpMessage, HttpRequest, HttpResponse, HttpResponseBuilder};
+use bytes::Bytes;
+use futures::{Stream, StreamExt, TryStreamExt};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, BodyStream, Empty, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+use tracing::debug;
+
+use super::auth::{Carrier, DAYTONA_AUTHORIZATION};
+use super::sandboxes::{find, sandbox_id};
+use super::{State, error};
+use crate::actors::proxy::Route;
+use crate::error::{ErrorCode, Failure, chain};
+use crate::ids::SandboxId;
+use crate::net;
+use crate::toolbox::PORT;
+
+/// A guest that runs accepts at once or not at all.
+const CONNECT: Duration = Duration::from_secs(5);
+/// Chunks that may wait between the two sides of a body; more would only be memory.
+const WAITING_CHUNKS: usize = 8;
+/// One read of a tunnel.
+const TUNNEL_CHUNK: usize = 32 << 10;
+
+/// Headers that belong to one connection (RFC 9110, 7.6.1) and end here.
+const HOP_BY_HOP: [&str; 8] = [
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+
+/// Documentation of the toolbox route; [`forward`] serves it.
+#[utoipa::path(get, path = "/sandboxes/{id}/toolbox/{path}", description = "Any method: the guest's toolbox at this path",
+    params(("id" = String, Path, description = "sandbox id"), ("path" = String, Path, description = "path in the guest")),
+    responses((status = 200, description = "what the guest answers"), (status = 404, body = error::ErrorBody), (status = 502, body = error::ErrorBody)))]
+#[allow(dead_code, reason = "carries the OpenAPI text; utoipa wants a function per documented path")]
+fn toolbox() {}
+
+/// Documentation of the port route; [`forward`] serves it.
+#[utoipa::path(get, path = "/sandboxes/{id}/proxy/{port}/{path}", description = "Any method: a port of the guest",
+    params(("id" = String, Path, description = "sandbox id"), ("port" = u16, Path, description = "port in the guest"),
+        ("path" = String, Path, description = "path in the guest")),
+    responses((status = 200, description = "what the guest answers"), (status = 404, body = error::ErrorBody), (status = 502, body = error::ErrorBody)))]
+#[allow(dead_code, reason = "carries the OpenAPI text; utoipa wants a function per documented path")]
+fn port() {}
+
+/// Forwards a request to the guest.
+pub async fn forward(request: HttpRequest, state: Data<State>, payload: Payload) -> HttpResponse {
+    let (target, route) = match locate(&request, &state) {
+        Ok(found) => found,
+        Err(failure) => return error::answer(&request, &failure),
+    };
+    exchange(&request, payload, &target, route).await.unwrap_or_else(|reason| {
+        let message = format!("sandbox {}: the guest cannot be reached: {reason}", target.id);
+        error::with_status(&request, StatusCode::BAD_GATEWAY, "BAD_GATEWAY", message)
+    })
+}
+
+/// Where in the guest a request goes.
+#[derive(Debug, PartialEq, Eq)]
+struct Target {
+    id: SandboxId,
+    /// Path and query, encoded as they came.
+    path: String,
+}
+
+fn locate(request: &HttpRequest, state: &State) -> Result<(Target, Route), Failure> {
+    let target = target(request.uri().path(), request.uri().query())?;
+    let view = find(state, &target.id)?;
+    let route = state.routes.get(&target.id).ok_or_else(|| {
+        let now = serde_json::to_value(view.state).ok().and_then(|name| name.as_str().map(str::to_owned));
+        Failure::new(
+            ErrorCode::BadRequest,
+            format!("sandbox {} has no address (it is {}). Is the Sandbox started?", target.id, now.unwrap_or_default()),
+        )
+    })?;
+    Ok((target, route))
+}
+
+/// Reads the target out of the raw path, so that its encoding stays as it is.
+fn target(path: &str, query: Option<&str>) -> Result<Target, Failure> {
+    let no_route = || Failure::new(ErrorCode::NotFound, format!("there is no {path} here"));
+    let mut parts = path.splitn(5, '/').skip(2);
+    let (id, kind, rest) = (parts.next().ok_or_else(no_route)?, parts.next().ok_or_else(no_route)?, parts.next());
+    let rest = rest.unwrap_or_default();
+    let mut inside = match kind {
+        "toolbox" => format!("/{rest}"),
+        "proxy" => {
+            let (port, rest) = rest.split_once('/').unwrap_or((rest, ""));
+            let port: u16 = port.parse().ok().filter(|&port| port > 0).ok_or_else(|| {
+                Failure::new(ErrorCode::BadRequest, format!("port: expected 1 to 65535, got {port:?}"))
+            })?;
+            format!("/proxy/{port}/{rest}")
+        }
+        _ => return Err(no_route()),
+    };
+    if let Some(query) = query {
+        inside.push('?');
+        inside.push_str(query);
+    }
+    Ok(Target { id: sandbox_id(id)?, path: inside })
+}
+
+async fn exchange(
+    request: &HttpRequest,
+    payload: Payload,
+    target: &Target,
+    route: Route,
+) -> Result<HttpResponse, String> {
+    let stream = route.netns.connect(net::guest(PORT), CONNECT).await.map_err(|error| chain(&error))?;
+    // The handle would keep the namespace alive for as long as the request lasts.
+    drop(route);
+    let words = |error: hyper::Error| chain(&error);
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(stream)).await.map_err(words)?;
+    let id = target.id.clone();
+    actix_web::rt::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            debug!(sandbox = %id, error = %chain(&error), "a connection to the guest ended early");
+        }
+    });
+    let upgrade = wants_upgrade(request.headers());
+    let (body, payload) = match has_body(request.headers()) {
+        true if !upgrade => (request_body(payload), None),
+        _ => (Empty::new().map_err(|never| match never {}).boxed_unsync(), Some(payload)),
+    };
+    let outgoing = outgoing(request, target, upgrade, body)?;
+    let response = sender.send_request(outgoing).await.map_err(words)?;
+    match (response.status().as_u16(), payload) {
+        (101, Some(payload)) if upgrade => tunnel(response, payload).await,
+        _ => Ok(incoming(request, response)),
+    }
+}
+
+fn wants_upgrade(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::UPGRADE) && connection_options(headers).any(|option| option == "upgrade")
+}
+
+fn has_body(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::TRANSFER_ENCODING)
+        || headers.get(header::CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0")
+}
+
+fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = String> + '_ {
+    headers
+        .get_all(header::CONNECTION)
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|option| option.trim().to_ascii_lowercase())
+}
+
+/// The client's body for the guest. actix's payload belongs to its thread, hyper wants a body that
+/// could move: a bounded channel between them keeps the back-pressure.
+fn request_body(mut payload: Payload) -> Body {
+    let (sender, receiver) = mpsc::channel(WAITING_CHUNKS);
+    actix_web::rt::spawn(async move {
+        while let Some(chunk) = payload.next().await {
+            let broken = chunk.is_err();
+            let chunk = chunk.map(Frame::data).map_err(|error| std::io::Error::other(error.to_string()));
+            if sender.send(chunk).await.is_err() || broken {
+                break;
+            }
+        }
+    });
+    let chunks = futures::stream::unfold(receiver, |mut receiver| async move {
+        receiver.recv().await.map(|chunk| (chunk, receiver))
+    });
+    StreamBody::new(chunks).boxed_unsync()
+}
+
+fn outgoing(
+    request: &HttpRequest,
+    target: &Target,
+    upgrade: bool,
+    body: Body,
+) -> Result<hyper::Request<Body>, String> {
+    let mut builder = hyper::Request::builder().method(request.method().as_str()).uri(&target.path);
+    let from_user = request.extensions().get::<Carrier>() == Some(&Carrier::Daytona);
+    let listed: Vec<String> = connection_options(request.headers()).collect();
+    for (name, value) in request.headers() {
+        let name = name.as_str();
+        let ends_here = HOP_BY_HOP.contains(&name)
+            || listed.iter().any(|option| option == name)
+            || name == "host"
+            || name == DAYTONA_AUTHORIZATION
+            || (name == "authorization" && !from_user);
+        if !ends_here {
+            builder = builder.header(name, value.as_bytes());
+        }
+    }
+    builder = builder.header("host", format!("{}:{PORT}", net::GUEST));
+    if upgrade && let Some(protocol) = request.headers().get(header::UPGRADE) {
+        builder = builder.header("connection", "upgrade").header("upgrade", protocol.as_bytes());
+    }
+    for (name, value) in forwarded(request) {
+        builder = builder.header(name, value);
+    }
+    builder.body(body).map_err(|error| error.to_string())
+}
+
+/// `X-Forwarded-*`: the address is added to those of earlier proxies, host and scheme are theirs if
+/// they told.
+fn forwarded(request: &HttpRequest) -> Vec<(&'static str, String)> {
+    let mut headers = Vec::new();
+    let connection = request.connection_info();
+    if let Some(peer) = request.peer_addr() {
+        headers.push(("x-forwarded-for", peer.ip().to_string()));
+    }
+    if !request.headers().contains_key("x-forwarded-host") {
+        headers.push(("x-forwarded-host", connection.host().to_owned()));
+    }
+    if !request.headers().contains_key("x-forwarded-proto") {
+        headers.push(("x-forwarded-proto", connection.scheme().to_owned()));
+    }
+    headers
+}
+
+fn copy_headers(builder: &mut HttpResponseBuilder, headers: &hyper::HeaderMap) {
+    for (name, value) in headers {
+        let ends_here = HOP_BY_HOP.contains(&name.as_str()) || name == hyper::header::CONTENT_LENGTH;
+        if let (false, Ok(name), Ok(value)) =
+            (ends_here, HeaderName::try_from(name.as_str()), HeaderValue::from_bytes(value.as_bytes()))
+        {
+            builder.append_header((name, value));
+        }
+    }
+}
+
+fn incoming(request: &HttpRequest, response: hyper::Response<Incoming>) -> HttpResponse {
+    // hyper only lets three-digit numbers through, and actix takes those.
+    let status = StatusCode::from_u16(response.status().as_u16()).unwrap_or(StatusCode::BAD_GATEWAY);
+    let mut builder = HttpResponse::build(status);
+    copy_headers(&mut builder, response.headers());
+    let length = response.headers().get(hyper::header::CONTENT_LENGTH);
+    let length: Option<u64> = length.and_then(|length| length.to_str().ok()).and_then(|length| length.parse().ok());
+    if request.method() == actix_web::http::Method::HEAD {
+        if let Some(length) = length {
+            builder.no_chunking(length);
+        }
+        return builder.finish();
+    }
+    let chunks = BodyStream::new(response.into_body())
+        .try_filter_map(|frame| std::future::ready(Ok(frame.into_data().ok())))
+        .map_err(std::io::Error::other);
+    match length {
+        Some(length) => builder.body(SizedStream::new(length, chunks)),
+        None => builder.streaming(chunks),
+    }
+}
+
+/// After a 101 both sides speak whatever they like.
+async fn tunnel(mut response: hyper::Response<Incoming>, payload: Payload) -> Result<HttpResponse, String> {
+    let upgraded = hyper::upgrade::on(&mut response).await.map_err(|error| chain(&error))?;
+    let mut builder = HttpResponse::SwitchingProtocols();
+    copy_headers(&mut builder, response.headers());
+    let protocol = response.headers().get(hyper::header::UPGRADE).and_then(|value| value.to_str().ok());
+    builder.upgrade(protocol.unwrap_or("websocket"));
+    let (read, write) = tokio::io::split(TokioIo::new(upgraded));
+    actix_web::rt::spawn(to_guest(payload, write));
+    Ok(builder.streaming(from_guest(read)))
+}
+
+async fn to_guest(mut payload: Payload, mut guest: impl AsyncWriteExt + Unpin) {
+    while let Some(Ok(chunk)) = payload.next().await {
+        if guest.write_all(&chunk).await.is_err() {
+            return;
+        }
+    }
+    // The client's side has ended; the guest may have more to say.
+    if let Err(error) = guest.shutdown().await {
+        debug!(%error, "a tunnel to a guest was already closed");
+    }
+}
+
+fn from_guest(guest: impl AsyncReadExt + Unpin) -> impl Stream<Item = std::io::Result<Bytes>> {
+    futures::stream::unfold(guest, |mut guest| async move {
+        let mut chunk = vec![0; TUNNEL_CHUNK];
+        match guest.read(&mut chunk).await {
+            Ok(0) => None,
+            Ok(length) => {
+                chunk.truncate(length);
+                Some((Ok(Bytes::from(chunk)), guest))
+            }
+            Err(error) => Some((Err(error), guest)),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path_of(path: &str, query: Option<&str>) -> Result<String, ErrorCode> {
+        target(path, query).map(|target| target.path).map_err(|failure| failure.code)
+    }
+
+    #[test]
+    fn paths_are_kept_as_they_came() {
+        let table = [
+            ("/sandboxes/b/toolbox", None, "/"),
+            ("/sandboxes/b/toolbox/", None, "/"),
+            ("/sandboxes/b/toolbox/files/a%2Fb%20c", Some("x=%41&y"), "/files/a%2Fb%20c?x=%41&y"),
+            ("/sandboxes/b/toolbox/proxy/8080//x", None, "/proxy/8080//x"),
+            ("/sandboxes/b/proxy/8080/a/b", Some(""), "/proxy/8080/a/b?"),
+            ("/sandboxes/b/proxy/8080", None, "/proxy/8080/"),
+        ];
+        for (path, query, expected) in table {
+            assert_eq!(path_of(path, query), Ok(expected.to_owned()), "{path}");
+        }
+    }
+
+    #[test]
+    fn bad_targets() {
+        for path in ["/sandboxes/..%2f/toolbox/x", "/sandboxes/b/proxy/0/x", "/sandboxes/b/proxy/65536/x", "/sandboxes/b/proxy/x/"] {
+            assert_eq!(path_of(path, None), Err(ErrorCode::BadRequest), "{path}");
+        }
+        assert_eq!(path_of("/sandboxes/b/other/x", None), Err(ErrorCode::NotFound));
+    }
+}

@@ -1,0 +1,134 @@
+//! Cloud Hypervisor: one process per sandbox, started in the sandbox's namespace, spoken to over its
+//! API socket, recognised by pid + start time + boot id and watched through a pidfd.
+
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use futures::future::LocalBoxFuture;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::SandboxId;
+use crate::net::Namespace;
+
+pub mod api;
+pub mod error;
+pub mod identity;
+pub mod launch;
+pub mod tail;
+pub mod version;
+pub mod vmm;
+pub mod wire;
+
+pub use error::Error;
+pub use identity::ProcessIdentity;
+pub use launch::CloudHypervisor;
+pub use version::Version;
+pub use wire::{VmConfig, VmState};
+
+/// Everything one VMM process needs to start.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    /// The sandbox it serves.
+    pub sandbox: SandboxId,
+    /// API socket, `{CH_SOCKETS_PATH}/{id}.sock`.
+    pub socket: PathBuf,
+    /// Directory for log, events and serial output: the sandbox's directory.
+    pub dir: PathBuf,
+    /// The namespace it runs in; needed to launch, not to find or clear.
+    pub netns: Option<Namespace>,
+}
+
+/// How a VMM process ended, as far as can be known (cloud-hypervisor.md 3: exit 0 does not mean that
+/// the guest shut down).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Exit {
+    /// The guest powered itself off (events `vm:shutdown`, `vm:deleted`).
+    GuestPowerOff,
+    /// An orderly end that was asked for through the API or by SIGTERM.
+    Orderly,
+    /// Ended by a signal.
+    Signal {
+        /// The signal's number.
+        signal: i32,
+    },
+    /// The VMM failed; the last error line of its log, when there is one.
+    Failed {
+        /// Exit code, when the runner was the parent and could collect it.
+        code: Option<i32>,
+        /// Last `ERROR` line of the log, or the last line of stderr.
+        reason: Option<String>,
+    },
+    /// The process is gone and left no trace of why.
+    Unknown,
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Exit::GuestPowerOff => f.write_str("the guest powered itself off"),
+            Exit::Orderly => f.write_str("the VMM was shut down"),
+            Exit::Signal { signal } => write!(f, "the VMM was ended by signal {signal}"),
+            Exit::Failed { code, reason } => {
+                f.write_str("the VMM failed")?;
+                if let Some(code) = code {
+                    write!(f, " with exit code {code}")?;
+                }
+                if let Some(reason) = reason {
+                    write!(f, ": {reason}")?;
+                }
+                Ok(())
+            }
+            Exit::Unknown => f.write_str("the VMM process is gone, cause unknown"),
+        }
+    }
+}
+
+/// Starts VMMs and finds them again.
+pub trait Hypervisor {
+    /// Starts the process and waits until its API answers `vmm.ping`. On failure no process, socket
+    /// or lock file is left.
+    fn launch<'a>(&'a self, launch: &'a Launch) -> LocalBoxFuture<'a, Result<Rc<dyn Vmm>, Error>>;
+
+    /// Finds a VMM again by its identity; `Ok(None)` when that very process is gone. An identity that
+    /// cannot be checked is an error, never "gone".
+    fn adopt<'a>(
+        &'a self,
+        launch: &'a Launch,
+        identity: &'a ProcessIdentity,
+    ) -> LocalBoxFuture<'a, Result<Option<Rc<dyn Vmm>>, Error>>;
+
+    /// Ends whatever VMM serves this launch's socket although no identity was stored (the runner
+    /// died between spawn and save): proven by the socket's peer, then killed. Then removes socket
+    /// and lock file. "Nothing there" is success.
+    fn clear<'a>(&'a self, launch: &'a Launch) -> LocalBoxFuture<'a, Result<(), Error>>;
+}
+
+/// One running VMM. Calls are serialised inside (cloud-hypervisor.md 12: one in-flight request per
+/// VMM); each has a deadline, and its error carries Cloud Hypervisor's own words.
+pub trait Vmm {
+    /// pid, start time and boot id.
+    fn identity(&self) -> &ProcessIdentity;
+
+    /// Version from `vmm.ping`.
+    fn version(&self) -> &Version;
+
+    /// `vm.create`.
+    fn create<'a>(&'a self, config: &'a VmConfig) -> LocalBoxFuture<'a, Result<(), Error>>;
+
+    /// `vm.boot`. After a failure the VM is deleted (cloud-hypervisor.md 1: half-booted state).
+    fn boot(&self) -> LocalBoxFuture<'_, Result<(), Error>>;
+
+    /// State from `vm.info`; `None` when there is no VM.
+    fn state(&self) -> LocalBoxFuture<'_, Result<Option<VmState>, Error>>;
+
+    /// `vm.power-button`: asks the guest to shut down.
+    fn power_button(&self) -> LocalBoxFuture<'_, Result<(), Error>>;
+
+    /// Resolves when the process has ended; at once when it has already. May be called repeatedly.
+    fn exited(&self) -> LocalBoxFuture<'_, Exit>;
+
+    /// Ends the process: `vmm.shutdown` (which flushes disks), after `grace` SIGTERM, at last SIGKILL;
+    /// waits for its end and removes the socket and lock file.
+    fn end(&self, grace: std::time::Duration) -> LocalBoxFuture<'_, Result<Exit, Error>>;
+}

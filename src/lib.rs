@@ -1,0 +1,31 @@
+//! runner-ch: a host daemon that runs Daytona sandboxes as Cloud Hypervisor microVMs.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`app`] | builds everything, starts it, ends it in order |
+//! | [`config`], [`telemetry`], [`host`] | settings, logs, the machine |
+//! | [`sandbox`], [`jobs`] | decisions: state machine, recovery, admission, job journal; no I/O |
+//! | [`actors`], [`messages`] | who owns what, and the vocabulary between them |
+//! | [`ports`] | the traits behind which all effects happen |
+//! | [`hypervisor`], [`net`], [`disk`], [`store`], [`control_plane`], [`toolbox`] | the effects |
+//! | [`http`] | the runner's own API and the way into the guests |
+
+pub mod actors;
+pub mod app;
+pub mod backoff;
+pub mod config;
+pub mod control_plane;
+pub mod disk;
+pub mod error;
+pub mod host;
+pub mod http;
+pub mod hypervisor;
+pub mod ids;
+pub mod jobs;
+pub mod messages;
+pub mod net;
+pub mod ports;
+pub mod sandbox;
+pub mod store;
+pub mod telemetry;
+pub mod toolbox;

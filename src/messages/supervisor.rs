@@ -1,0 +1,59 @@
+//! What the supervisor is asked and told.
+
+use std::sync::Arc;
+
+use actix::Message;
+
+use crate::error::Failure;
+use crate::ids::SandboxId;
+use crate::jobs::payload::{CreateSpec, Secret};
+use crate::sandbox::{Ask, View};
+
+/// A request for one sandbox; the answer is its view, or none when it exists no more.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "Result<Option<Arc<View>>, Failure>")]
+pub struct Order {
+    /// The sandbox.
+    pub id: SandboxId,
+    /// What is asked.
+    pub ask: Ask,
+    /// For [`Ask::Create`]: what to make.
+    pub spec: Option<Box<CreateSpec>>,
+    /// For a start: the token for the guest's daemon.
+    pub auth_token: Option<Secret>,
+}
+
+impl Order {
+    /// An order that needs nothing but the id.
+    pub fn new(id: SandboxId, ask: Ask) -> Self {
+        Self { id, ask, spec: None, auth_token: None }
+    }
+
+    /// An order to make a sandbox.
+    pub fn create(spec: CreateSpec) -> Self {
+        let ask = Ask::Create { start: !spec.skip_start };
+        Self { id: spec.id.clone(), ask, auth_token: spec.auth_token.clone(), spec: Some(Box::new(spec)) }
+    }
+}
+
+/// Reads the store and brings every sandbox's actor to life.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<(), Failure>")]
+pub struct Recover;
+
+/// Start nothing new from now on; stops and destroys still work.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Drain;
+
+/// A sandbox's actor has ended.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct ChildEnded {
+    /// The sandbox.
+    pub id: SandboxId,
+    /// Which of its actors.
+    pub incarnation: u64,
+    /// True when the sandbox exists no more; false when the actor panicked.
+    pub settled: bool,
+}

@@ -1,0 +1,111 @@
+//! The sandbox's network: a named namespace with the TAP of its guest, a veth to the host's bridge,
+//! NAT on the way out, and nothing on the way in but sockets that the runner itself opens inside.
+//!
+//! ```text
+//!   guest 192.168.0.2 -- tap0 [ ns-{id}: 192.168.0.1, NAT ] eth0 -- chv{slot} -- bridge -- host NAT -- world
+//! ```
+//!
+//! Every guest has the same address, so each namespace translates to its slot's address of the
+//! pool. Slots are numbers; [`addresses`] turns them into addresses and back without any I/O.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use futures::future::LocalBoxFuture;
+
+use crate::ids::{LinkName, NetnsName, SandboxId};
+
+pub mod addresses;
+pub mod error;
+pub mod linux;
+pub mod netns;
+pub mod nft;
+
+mod host;
+mod netlink;
+mod rules;
+mod sandbox;
+mod sysctl;
+mod tap;
+
+pub use addresses::{Ipv4Net, Slot, SlotPool};
+pub use error::Error;
+pub use linux::LinuxNetwork;
+pub use netns::Namespace;
+
+/// The guest's address inside every namespace (PROTOCOL.md 9).
+pub const GUEST: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 2);
+/// The guest's gateway: the TAP's address inside the namespace (PROTOCOL.md 9).
+pub const GUEST_GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
+/// Prefix length of the network between TAP and guest.
+pub const GUEST_PREFIX: u8 = 24;
+/// Name of the TAP inside every namespace.
+pub const TAP: &str = "tap0";
+
+/// Everything that names one sandbox's network; made without I/O from its id and slot, so that
+/// tear-down works from the stored record alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The sandbox; its id is the alias of the host link.
+    pub sandbox: SandboxId,
+    /// The slot that address and link name are derived from.
+    pub slot: Slot,
+    /// Namespace name, `ns-{id}`.
+    pub netns: NetnsName,
+    /// Host end of the veth, `chv{slot}`.
+    pub host_link: LinkName,
+    /// The namespace's address on the bridge.
+    pub address: Ipv4Addr,
+    /// The bridge's address in the pool: the namespace's next hop.
+    pub gateway: Ipv4Addr,
+    /// The guest's MAC: `02` and the first five bytes of sha256(id) (PROTOCOL.md 9).
+    pub guest_mac: [u8; 6],
+    /// Where the guest may go.
+    pub egress: Egress,
+}
+
+/// Where a guest may go, beside what no sandbox may (PROTOCOL.md 10).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Egress {
+    /// Anywhere.
+    #[default]
+    Open,
+    /// Nowhere.
+    Blocked,
+    /// Only to these networks.
+    Only(Vec<Ipv4Net>),
+}
+
+impl Egress {
+    /// Blocking wins; an empty or absent list means everything.
+    pub fn new(block_all: bool, allow: Option<&[Ipv4Net]>) -> Self {
+        match allow {
+            _ if block_all => Self::Blocked,
+            Some(list) if !list.is_empty() => Self::Only(list.to_vec()),
+            _ => Self::Open,
+        }
+    }
+}
+
+/// Host-side network effects. The futures stay on their thread; blocking work goes to a thread of
+/// its own inside the implementation.
+pub trait Network {
+    /// Makes what all sandboxes share: bridge with the gateway address, forwarding, our nftables
+    /// table. Idempotent.
+    fn prepare_host(&self) -> LocalBoxFuture<'_, Result<(), Error>>;
+
+    /// Makes the namespace with TAP, veth, addresses, routes and rules. What an earlier, interrupted
+    /// attempt left under the same names is removed first. On failure nothing is left.
+    fn create<'a>(&'a self, plan: &'a Plan) -> LocalBoxFuture<'a, Result<Namespace, Error>>;
+
+    /// Opens the namespace of a sandbox that is already there.
+    fn open<'a>(&'a self, plan: &'a Plan) -> LocalBoxFuture<'a, Result<Namespace, Error>>;
+
+    /// Removes everything that [`Network::create`] makes; "not there" is success. Returns when the
+    /// kernel has let go of the links, so that the slot may be used again.
+    fn remove<'a>(&'a self, plan: &'a Plan) -> LocalBoxFuture<'a, Result<(), Error>>;
+}
+
+/// Where a sandbox's guest listens.
+pub fn guest(port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(GUEST, port)
+}

@@ -1,0 +1,277 @@
+//! One sandbox's network: making it and taking it away. Everything here blocks and belongs on a
+//! thread of its own.
+
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::RouteNetlinkMessage as Message;
+use rtnetlink::packet_route::link::{InfoData, InfoPortKind, InfoVeth};
+use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
+use rtnetlink::packet_route::route::{RouteScope, RouteType};
+use rtnetlink::{AddressMessageBuilder, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+
+use super::error::Error;
+use super::netlink::{Link, Netlink};
+use super::rules::UPLINK;
+use super::{GUEST, GUEST_GATEWAY, GUEST_PREFIX, Namespace, Plan, TAP, netns, rules, sysctl, tap};
+use crate::ids::{LinkName, SandboxId};
+
+/// After this the host's end is deleted even though somebody still holds the namespace: a connection
+/// that still waits for the dead guest's acknowledgement, for one. Leaving it to the kernel is cheaper
+/// and takes 30 ms.
+const GRACE: Duration = Duration::from_millis(300);
+/// After this tear-down is given up.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// The loopback link's alias says whose a namespace is; loopback is there from the beginning.
+const MARKED: &str = "lo";
+const MARK: &str = "runner-ch ";
+
+/// Makes the network. The calling thread ends up inside the namespace and must end.
+pub(super) fn create(bridge: &LinkName, plan: &Plan) -> Result<Namespace, Error> {
+    let mut host = Netlink::open()?;
+    let found = host.link(bridge.as_str())?.filter(|link| link.is_bridge);
+    let found = found.ok_or_else(|| Error::NoBridge { bridge: bridge.clone() })?;
+    if let Some(link) = tear_down(&mut host, plan)? {
+        let whose = link.alias.map_or("it has no alias".to_owned(), |alias| format!("its alias is {alias:?}"));
+        return Err(Error::Foreign {
+            object: format!("link {}", link.name),
+            why: format!("{whose}, not {:?}", plan.sandbox.as_str()),
+        });
+    }
+    let mut builder = Builder { host, plan, linked: false };
+    builder.build(&found).map_err(|error| builder.undo(error))
+}
+
+/// Removes everything and waits until the slot's names are free. A link of somebody else under the
+/// slot's name is left alone: then nothing of this sandbox is left.
+pub(super) fn remove(plan: &Plan) -> Result<(), Error> {
+    if let Some(link) = tear_down(&mut Netlink::open()?, plan)? {
+        tracing::warn!(link = link.name, alias = link.alias, sandbox = %plan.sandbox, "the slot's link is not ours");
+    }
+    Ok(())
+}
+
+/// Opens the namespace, provided that it is the sandbox's.
+pub(super) fn open(plan: &Plan) -> Result<Namespace, Error> {
+    let namespace = Namespace::open(&plan.netns)?;
+    check_mark(&namespace, &plan.sandbox)?;
+    Ok(namespace)
+}
+
+/// The sandbox that a namespace belongs to; `None` when it is not one of ours.
+pub(super) fn owner(namespace: &Namespace) -> Result<Option<SandboxId>, Error> {
+    let enter = || format!("enter network namespace {}", namespace.name());
+    let mut inside = namespace.inside(Netlink::open).map_err(|error| Error::kernel(enter(), error))??;
+    let alias = inside.link(MARKED)?.and_then(|link| link.alias);
+    Ok(alias.and_then(|alias| alias.strip_prefix(MARK)?.parse().ok()))
+}
+
+fn check_mark(namespace: &Namespace, sandbox: &SandboxId) -> Result<(), Error> {
+    let why = match owner(namespace)? {
+        Some(owner) if owner == *sandbox => return Ok(()),
+        Some(owner) => format!("it belongs to sandbox {owner}"),
+        None => format!("its loopback link lacks the alias \"{MARK}{sandbox}\""),
+    };
+    Err(Error::Foreign { object: format!("network namespace {}", namespace.name()), why })
+}
+
+/// Removes what is the sandbox's. Returns the link that has the slot's name but is not the sandbox's.
+fn tear_down(host: &mut Netlink, plan: &Plan) -> Result<Option<Link>, Error> {
+    match Namespace::open(&plan.netns) {
+        Ok(namespace) => check_mark(&namespace, &plan.sandbox)?,
+        // The name may be there as the empty file of an interrupted creation.
+        Err(Error::NoNamespace { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    let link = host.link(plan.host_link.as_str())?;
+    let had_namespace = netns::remove_name(&plan.netns)?;
+    let Some(link) = link else { return Ok(None) };
+    let ours = match &link.alias {
+        Some(alias) => alias == plan.sandbox.as_str(),
+        // The alias follows the link's creation, which may have been interrupted between the two.
+        None => had_namespace && link.master.is_some(),
+    };
+    if !ours {
+        return Ok(Some(link));
+    }
+    wait_until_gone(host, plan, link.index)?;
+    Ok(None)
+}
+
+/// Waits for the kernel to take the link away with its namespace. Asked by ioctl, which does not wait
+/// for the lock that the kernel's own clean-up needs.
+fn wait_until_gone(host: &mut Netlink, plan: &Plan, index: u32) -> Result<(), Error> {
+    let name = plan.host_link.as_str();
+    let began = Instant::now();
+    let mut pause = Duration::from_millis(1);
+    let mut forced = false;
+    loop {
+        match if_nametoindex(name) {
+            Ok(now) if now == index => {}
+            Ok(_) | Err(Errno::ENODEV) => return Ok(()),
+            Err(errno) => return Err(Error::kernel(format!("look up link {name}"), errno)),
+        }
+        if began.elapsed() > DEADLINE {
+            let (link, sandbox) = (plan.host_link.clone(), plan.sandbox.clone());
+            return Err(Error::StillThere { link, sandbox, seconds: DEADLINE.as_secs() });
+        }
+        if !forced && began.elapsed() > GRACE {
+            tracing::warn!(netns = %plan.netns, link = name, "the namespace is still held; deleting its link");
+            host.delete_link(name)?;
+            forced = true;
+            continue;
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(8));
+    }
+}
+
+/// A network under construction.
+struct Builder<'a> {
+    /// In the host's namespace, wherever the thread is.
+    host: Netlink,
+    plan: &'a Plan,
+    linked: bool,
+}
+
+impl Builder<'_> {
+    fn build(&mut self, bridge: &Link) -> Result<Namespace, Error> {
+        let plan = self.plan;
+        let (namespace, mut inside) = netns::enter_new(&plan.netns, || mark(&plan.sandbox))?;
+        settings()?;
+        // Before there is a link that anything could pass.
+        rules::sandbox(&self.plan.egress).commit()?;
+        tap::create(TAP)?;
+        self.add_veth(&namespace, bridge)?;
+        guest_side(&mut inside, plan)?;
+        host_side(&mut inside, plan)?;
+        Ok(namespace)
+    }
+
+    /// Both ends are born where they belong. The host's end then gets its alias and, before it comes
+    /// up, the isolation from all other sandboxes' ports.
+    fn add_veth(&mut self, namespace: &Namespace, bridge: &Link) -> Result<(), Error> {
+        let name = self.plan.host_link.as_str();
+        let octets = self.plan.address.octets();
+        // Addresses follow from the slot's: what a neighbour remembers about an address stays true when
+        // the slot changes hands. `fe` is the highest, so no bridge takes it for its own.
+        let mac = |first: u8| [&[first, 0x63][..], &octets].concat();
+        let peer = LinkMessageBuilder::<LinkUnspec>::new()
+            .name(UPLINK)
+            .address(mac(0x02))
+            .mtu(bridge.mtu)
+            .setns_by_fd(namespace.as_fd().as_raw_fd())
+            .build();
+        let pair = LinkVeth::new(name, UPLINK)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .address(mac(0xfe))
+            .mtu(bridge.mtu)
+            .controller(bridge.index)
+            .build();
+        self.host.add(&format!("add link {name} to bridge {}", bridge.name), Message::NewLink(pair)).map_err(
+            |error| match error.errno() {
+                Some(libc::EXFULL) => {
+                    let bridge = bridge.name.parse();
+                    bridge.map_or(error, |bridge| Error::BridgeFull { bridge })
+                }
+                _ => error,
+            },
+        )?;
+        self.linked = true;
+        let port = LinkMessageBuilder::<LinkBridgePort>::default()
+            .set_port_kind(InfoPortKind::Bridge)
+            .isolated(true)
+            .name(name)
+            .alias(self.plan.sandbox.as_str())
+            .up()
+            .build();
+        self.host.change(&format!("set link {name} isolated and up"), Message::NewLink(port))
+    }
+
+    /// Takes back what was made before the error; the rest goes with the thread, which is inside.
+    fn undo(&mut self, error: Error) -> Error {
+        let link = if self.linked { self.host.delete_link(self.plan.host_link.as_str()) } else { Ok(()) };
+        let undone = link.and(netns::remove_name(&self.plan.netns).map(drop));
+        match undone {
+            Ok(()) => Error::Undone { sandbox: self.plan.sandbox.clone(), source: Box::new(error) },
+            Err(fault) => {
+                tracing::warn!(sandbox = %self.plan.sandbox, %fault, "a failed creation left something behind");
+                error
+            }
+        }
+    }
+}
+
+/// Writes down whose the new namespace is. The socket serves for the rest.
+fn mark(sandbox: &SandboxId) -> Result<Netlink, Error> {
+    let message = LinkUnspec::new_with_name(MARKED).alias(format!("{MARK}{sandbox}")).up().build();
+    let mut inside = Netlink::open()?;
+    inside.change("mark the new network namespace", Message::SetLink(message))?;
+    Ok(inside)
+}
+
+/// Kernel settings inside, before there are links to inherit them.
+fn settings() -> Result<(), Error> {
+    sysctl::set("net/ipv4/ip_forward", 1)?;
+    for branch in ["all", "default"] {
+        for (name, value) in [("rp_filter", 1), ("accept_redirects", 0), ("send_redirects", 0)] {
+            sysctl::set(&format!("net/ipv4/conf/{branch}/{name}"), value)?;
+        }
+    }
+    // Answer for an address only on the link that has it.
+    sysctl::set("net/ipv4/conf/all/arp_ignore", 1)?;
+    // A connection whose guest is gone holds the namespace until the kernel gives up: by default after
+    // almost two minutes, with this after a second.
+    sysctl::set("net/ipv4/tcp_orphan_retries", 2)?;
+    // "all" covers links to come, too.
+    let no_ipv6 = "net/ipv6/conf/all/disable_ipv6";
+    if sysctl::exists(no_ipv6) { sysctl::set(no_ipv6, 1) } else { Ok(()) }
+}
+
+/// The TAP with the guest's gateway address, and the guest as a fixed neighbour: no ARP while it
+/// boots, and no game with ARP afterwards.
+fn guest_side(inside: &mut Netlink, plan: &Plan) -> Result<(), Error> {
+    let index = bring_up(inside, TAP)?;
+    add_address(inside, TAP, index, GUEST_GATEWAY, GUEST_PREFIX)?;
+    let mut guest = NeighbourMessage::default();
+    guest.header.family = AddressFamily::Inet;
+    guest.header.ifindex = index;
+    guest.header.state = NeighbourState::Permanent;
+    guest.header.kind = RouteType::Unspec;
+    guest.attributes = vec![
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(GUEST)),
+        NeighbourAttribute::LinkLayerAddress(plan.guest_mac.to_vec()),
+    ];
+    inside.add(&format!("add neighbour {GUEST} to {TAP}"), Message::NewNeighbour(guest))
+}
+
+/// The veth's end inside. Only the gateway is directly reachable; other sandboxes are not, although
+/// they are on the same bridge.
+fn host_side(inside: &mut Netlink, plan: &Plan) -> Result<(), Error> {
+    let index = bring_up(inside, UPLINK)?;
+    add_address(inside, UPLINK, index, plan.address, 32)?;
+    let gateway = plan.gateway;
+    let near = RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(gateway, 32)
+        .output_interface(index)
+        .scope(RouteScope::Link)
+        .build();
+    inside.add(&format!("add a route to {gateway} by {UPLINK}"), Message::NewRoute(near))?;
+    let far = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).output_interface(index).build();
+    inside.add(&format!("add the default route by {gateway}"), Message::NewRoute(far))
+}
+
+fn bring_up(inside: &mut Netlink, name: &str) -> Result<u32, Error> {
+    let up = LinkUnspec::new_with_name(name).up().build();
+    inside.change(&format!("set link {name} up"), Message::SetLink(up))?;
+    if_nametoindex(name).map_err(|errno| Error::kernel(format!("look up link {name}"), errno))
+}
+
+fn add_address(inside: &mut Netlink, name: &str, index: u32, address: Ipv4Addr, prefix: u8) -> Result<(), Error> {
+    let message = AddressMessageBuilder::<Ipv4Addr>::new().index(index).address(address, prefix).build();
+    inside.add(&format!("add {address}/{prefix} to {name}"), Message::NewAddress(message))
+}

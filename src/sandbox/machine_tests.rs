@@ -1,0 +1,270 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn perform(stage: Stage, must_save: bool) -> Action {
+    Action::Perform { stage, must_save }
+}
+
+/// Runs every stage to its end without failures and returns all actions.
+fn run_out(machine: &mut Machine, first: Vec<Action>) -> Vec<Action> {
+    let mut all = first;
+    while let Some((_, stage)) = machine.work() {
+        all.extend(machine.step(Event::StageDone(stage)));
+    }
+    all
+}
+
+fn answers(actions: &[Action]) -> Vec<(Caller, Result<(), ErrorCode>)> {
+    actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Answer(callers, result) => Some((callers, result)),
+            _ => None,
+        })
+        .flat_map(|(callers, result)| callers.iter().map(|&c| (c, result.clone().map_err(|f| f.code))))
+        .collect()
+}
+
+fn stages(actions: &[Action]) -> Vec<Stage> {
+    actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Perform { stage, .. } => Some(*stage),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn a_create_passes_every_stage_and_commits_before_it_answers() {
+    let mut machine = Machine::resting(Rest::Absent, false);
+    let first = machine.step(Event::Asked(Caller(1), Ask::Create { start: true }));
+    assert_eq!(first, [perform(Stage::Gate, true)]);
+    let all = run_out(&mut machine, first);
+    assert_eq!(stages(&all), Op::Create { start: true }.stages());
+    assert_eq!(
+        all[all.len() - 2..],
+        [Action::Settle(Rest::Started), Action::Answer(vec![Caller(1)], Ok(()))]
+    );
+}
+
+#[test]
+fn a_failed_boot_is_undone_and_the_reason_is_answered() {
+    let mut machine = Machine::resting(Rest::Absent, false);
+    machine.step(Event::Asked(Caller(1), Ask::Create { start: true }));
+    for stage in [Stage::Gate, Stage::Provide, Stage::Launch, Stage::Configure] {
+        machine.step(Event::StageDone(stage));
+    }
+    let failure = Failure::new(ErrorCode::Internal, "no kernel");
+    let undo = machine.step(Event::StageFailed(Stage::Boot, failure.clone()));
+    assert_eq!(undo, [perform(Stage::End, false)]);
+    let all = run_out(&mut machine, undo);
+    assert_eq!(stages(&all), [Stage::End, Stage::Unplug, Stage::Erase]);
+    assert_eq!(all.last(), Some(&Action::Answer(vec![Caller(1)], Err(failure))));
+    assert_eq!(machine.rest(), Some(Rest::Absent));
+}
+
+#[test]
+fn a_destroy_overtakes_a_hanging_boot() {
+    let mut machine = Machine::resting(Rest::Absent, false);
+    machine.step(Event::Asked(Caller(1), Ask::Create { start: true }));
+    for stage in [Stage::Gate, Stage::Provide, Stage::Launch, Stage::Configure] {
+        machine.step(Event::StageDone(stage));
+    }
+    assert_eq!(machine.step(Event::Asked(Caller(2), Ask::Destroy)), [Action::Interrupt]);
+    let interrupted = Failure::new(ErrorCode::Interrupted, "interrupted");
+    let first = machine.step(Event::StageFailed(Stage::Boot, interrupted));
+    let all = run_out(&mut machine, first);
+    assert_eq!(answers(&all), [(Caller(1), Err(ErrorCode::Interrupted)), (Caller(2), Ok(()))]);
+    assert_eq!(stages(&all), [Stage::End, Stage::Unplug, Stage::Erase]);
+}
+
+#[test]
+fn a_stop_during_create_keeps_the_disk() {
+    let mut machine = Machine::resting(Rest::Absent, false);
+    machine.step(Event::Asked(Caller(1), Ask::Create { start: true }));
+    machine.step(Event::StageDone(Stage::Gate));
+    machine.step(Event::Asked(Caller(2), Ask::Stop { force: false }));
+    let first = machine.step(Event::StageDone(Stage::Provide));
+    let all = run_out(&mut machine, first);
+    assert_eq!(machine.rest(), Some(Rest::Stopped));
+    assert_eq!(answers(&all), [(Caller(1), Err(ErrorCode::Interrupted)), (Caller(2), Ok(()))]);
+}
+
+#[test]
+fn a_stop_before_there_is_a_disk_leaves_nothing() {
+    let mut machine = Machine::resting(Rest::Absent, false);
+    machine.step(Event::Asked(Caller(1), Ask::Create { start: true }));
+    machine.step(Event::Asked(Caller(2), Ask::Stop { force: false }));
+    let first = machine.step(Event::StageFailed(Stage::Gate, Failure::new(ErrorCode::Interrupted, "")));
+    let all = run_out(&mut machine, first);
+    assert_eq!(machine.rest(), Some(Rest::Absent));
+    assert_eq!(answers(&all), [(Caller(1), Err(ErrorCode::Interrupted)), (Caller(2), Err(ErrorCode::NotFound))]);
+}
+
+#[test]
+fn a_start_during_a_stop_waits_and_then_starts() {
+    let mut machine = Machine::resting(Rest::Started, true);
+    let mut all = machine.step(Event::Asked(Caller(1), Ask::Stop { force: false }));
+    all.extend(machine.step(Event::Asked(Caller(2), Ask::Start)));
+    let all = run_out(&mut machine, all);
+    assert_eq!(answers(&all), [(Caller(1), Ok(())), (Caller(2), Ok(()))]);
+    assert_eq!(machine.rest(), Some(Rest::Started));
+}
+
+#[test]
+fn a_guest_that_ignores_the_button_is_ended() {
+    let mut machine = Machine::resting(Rest::Started, true);
+    machine.step(Event::Asked(Caller(1), Ask::Stop { force: false }));
+    let next = machine.step(Event::StageFailed(Stage::PowerOff, Failure::new(ErrorCode::Timeout, "late")));
+    assert_eq!(next, [perform(Stage::End, false)]);
+    let all = run_out(&mut machine, next);
+    assert_eq!(answers(&all), [(Caller(1), Ok(()))]);
+}
+
+#[test]
+fn a_failed_tear_down_is_broken_and_can_be_tried_again() {
+    let mut machine = Machine::resting(Rest::Started, true);
+    machine.step(Event::Asked(Caller(1), Ask::Destroy));
+    let all = machine.step(Event::StageFailed(Stage::End, Failure::new(ErrorCode::Internal, "undead")));
+    assert_eq!(machine.rest(), Some(Rest::Broken));
+    assert_eq!(answers(&all), [(Caller(1), Err(ErrorCode::Internal))]);
+    let refused = machine.step(Event::Asked(Caller(2), Ask::Start));
+    assert_eq!(answers(&refused), [(Caller(2), Err(ErrorCode::Conflict))]);
+    let again = machine.step(Event::Asked(Caller(3), Ask::Destroy));
+    let all = run_out(&mut machine, again);
+    assert_eq!(answers(&all), [(Caller(3), Ok(()))]);
+    assert_eq!(machine.rest(), Some(Rest::Absent));
+}
+
+#[test]
+fn a_dead_vmm_is_cleared_without_a_caller() {
+    let mut machine = Machine::resting(Rest::Started, true);
+    let first = machine.step(Event::VmmExited);
+    let all = run_out(&mut machine, first);
+    assert_eq!(stages(&all), [Stage::End, Stage::Unplug]);
+    assert!(answers(&all).is_empty());
+    assert_eq!(machine.rest(), Some(Rest::Stopped));
+}
+
+#[derive(Debug, Clone)]
+enum Input {
+    Ask(Ask),
+    Done,
+    Fail,
+    Exit,
+}
+
+fn input() -> impl Strategy<Value = Input> {
+    let ask = prop_oneof![
+        any::<bool>().prop_map(|start| Ask::Create { start }),
+        Just(Ask::Start),
+        any::<bool>().prop_map(|force| Ask::Stop { force }),
+        Just(Ask::Destroy),
+    ];
+    prop_oneof![4 => ask.prop_map(Input::Ask), 6 => Just(Input::Done), 2 => Just(Input::Fail), 1 => Just(Input::Exit)]
+}
+
+/// What the host would hold, as a second and simpler model: each stage adds or removes one thing.
+#[derive(Debug, Default)]
+struct Host {
+    disk: bool,
+    network: bool,
+    vmm: bool,
+}
+
+impl Host {
+    fn done(&mut self, stage: Stage) {
+        match stage {
+            Stage::Disk => self.disk = true,
+            Stage::Network => self.network = true,
+            Stage::Provide => (self.disk, self.network) = (true, true),
+            Stage::Launch => self.vmm = true,
+            Stage::End => self.vmm = false,
+            Stage::Unplug => self.network = false,
+            Stage::Erase => self.disk = false,
+            _ => {}
+        }
+    }
+
+    /// The worst case of a failing stage: half of it happened.
+    fn failed(&mut self, stage: Stage) {
+        if matches!(stage, Stage::Disk | Stage::Network | Stage::Provide | Stage::Launch) {
+            self.done(stage);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn everybody_is_answered_once_and_nothing_is_forgotten(inputs in prop::collection::vec(input(), 1..60)) {
+        let mut machine = Machine::resting(Rest::Absent, false);
+        let mut host = Host::default();
+        let mut asked = 0_u64;
+        let mut replies: BTreeMap<Caller, usize> = BTreeMap::new();
+        let mut note = |machine: &Machine, host: &Host, actions: &[Action]| -> Result<(), TestCaseError> {
+            for (caller, _) in answers(actions) {
+                *replies.entry(caller).or_default() += 1;
+            }
+            // At most one stage is ever under way, and it is the one the machine names.
+            let performing = stages(actions);
+            prop_assert!(performing.len() <= 1, "{performing:?}");
+            if let (Some(&stage), Some((op, at))) = (performing.last(), machine.work()) {
+                prop_assert_eq!(stage, at);
+                prop_assert_eq!(actions.contains(&perform(stage, true)), op.builds());
+            }
+            match machine.rest() {
+                Some(Rest::Absent) => prop_assert!(!host.disk && !host.network && !host.vmm, "{host:?}"),
+                Some(Rest::Stopped) => prop_assert!(host.disk && !host.network && !host.vmm, "{host:?}"),
+                Some(Rest::Started) => prop_assert!(host.disk && host.network && host.vmm, "{host:?}"),
+                Some(Rest::Broken) | None => {}
+            }
+            Ok(())
+        };
+        for input in inputs {
+            let actions = match (input, machine.work()) {
+                (Input::Ask(ask), _) => {
+                    asked += 1;
+                    machine.step(Event::Asked(Caller(asked), ask))
+                }
+                (Input::Done, Some((_, stage))) => {
+                    host.done(stage);
+                    machine.step(Event::StageDone(stage))
+                }
+                (Input::Fail, Some((_, stage))) => {
+                    host.failed(stage);
+                    machine.step(Event::StageFailed(stage, Failure::new(ErrorCode::Internal, "fault")))
+                }
+                (Input::Exit, _) => {
+                    host.vmm &= machine.rest() != Some(Rest::Started);
+                    machine.step(Event::VmmExited)
+                }
+                _ => Vec::new(),
+            };
+            note(&machine, &host, &actions)?;
+        }
+        // From anywhere, undisturbed stages lead to rest.
+        while let Some((_, stage)) = machine.work() {
+            host.done(stage);
+            let actions = machine.step(Event::StageDone(stage));
+            note(&machine, &host, &actions)?;
+        }
+        // A destroy from rest leaves nothing on the host.
+        let actions = machine.step(Event::Asked(Caller(asked + 1), Ask::Destroy));
+        note(&machine, &host, &actions)?;
+        while let Some((_, stage)) = machine.work() {
+            host.done(stage);
+            let actions = machine.step(Event::StageDone(stage));
+            note(&machine, &host, &actions)?;
+        }
+        prop_assert_eq!(machine.rest(), Some(Rest::Absent));
+        for caller in 1..=asked + 1 {
+            prop_assert_eq!(replies.get(&Caller(caller)), Some(&1), "caller {} of {}", caller, asked);
+        }
+    }
+}

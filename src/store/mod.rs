@@ -1,0 +1,115 @@
+//! State that survives the runner: sandbox records and the job journal.
+//!
+//! A write is on disk when its future resolves: sled's `insert` alone means nothing after a kill.
+
+use std::path::PathBuf;
+
+use futures::future::LocalBoxFuture;
+
+use crate::error::{Certainty, ErrorCode, Failure};
+use crate::ids::{JobId, SandboxId};
+use crate::jobs::journal::Entry;
+use crate::sandbox::Record;
+
+pub mod sled;
+
+pub use sled::SledStore;
+
+/// What can go wrong with the store.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another process holds it.
+    #[error("cannot open the state store {path}: another runner is using it; stop that one first, or set RUNNER_STATE_PATH to another directory")]
+    InUse {
+        /// The store's directory.
+        path: PathBuf,
+        /// What sled said.
+        source: ::sled::Error,
+    },
+    /// It cannot be opened.
+    #[error("cannot open the state store {path}")]
+    Open {
+        /// The store's directory.
+        path: PathBuf,
+        /// What sled said.
+        source: ::sled::Error,
+    },
+    /// Its directory cannot be made private.
+    #[error("cannot prepare the directory {path} of the state store")]
+    Directory {
+        /// The store's directory.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It was written by a newer version.
+    #[error("the state store {path} has format {found}, this version reads up to {known}; install the newer runner again")]
+    Newer {
+        /// The store's directory.
+        path: PathBuf,
+        /// Format found.
+        found: u8,
+        /// Highest format known.
+        known: u8,
+    },
+    /// A write failed.
+    #[error("cannot save {what} in the state store")]
+    Write {
+        /// The record.
+        what: String,
+        /// What sled said.
+        source: ::sled::Error,
+    },
+    /// A read failed.
+    #[error("cannot read {what} from the state store")]
+    Read {
+        /// The record.
+        what: String,
+        /// What sled said.
+        source: ::sled::Error,
+    },
+    /// A record does not fit its type.
+    #[error("the record of {what} in the state store cannot be read")]
+    Corrupt {
+        /// The record.
+        what: String,
+        /// What serde said.
+        source: serde_json::Error,
+    },
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        // A failed write may be on disk all the same; the next write of the key replaces it.
+        Failure::from_error(ErrorCode::Internal, Certainty::Unknown, &error)
+    }
+}
+
+/// Everything found at start. Records that cannot be read are named, not dropped: the rest works.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// Sandboxes.
+    pub sandboxes: Vec<Record>,
+    /// Job journal.
+    pub jobs: Vec<Entry>,
+    /// Keys of records that could not be read, with the reason; they stay in the store.
+    pub unreadable: Vec<(String, String)>,
+}
+
+/// The store. Every write is flushed before its future resolves, and never blocks the arbiter.
+pub trait Store {
+    /// Reads everything.
+    fn load(&self) -> LocalBoxFuture<'_, Result<Loaded, Error>>;
+    /// Reads one sandbox's record again: what a rebuilt actor starts from.
+    fn sandbox<'a>(&'a self, id: &'a SandboxId) -> LocalBoxFuture<'a, Result<Option<Record>, Error>>;
+    /// Writes a sandbox's record.
+    fn put_sandbox<'a>(&'a self, record: &'a Record) -> LocalBoxFuture<'a, Result<(), Error>>;
+    /// Removes a sandbox's record.
+    fn remove_sandbox<'a>(&'a self, id: &'a SandboxId) -> LocalBoxFuture<'a, Result<(), Error>>;
+    /// Writes a journal entry.
+    fn put_job<'a>(&'a self, entry: &'a Entry) -> LocalBoxFuture<'a, Result<(), Error>>;
+    /// Removes journal entries.
+    fn remove_jobs<'a>(&'a self, ids: &'a [JobId]) -> LocalBoxFuture<'a, Result<(), Error>>;
+    /// Flushes whatever is left, at shutdown.
+    fn flush(&self) -> LocalBoxFuture<'_, Result<(), Error>>;
+}
