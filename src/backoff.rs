@@ -17,11 +17,8 @@ pub struct Backoff {
 impl Backoff {
     /// Pauses that double from `first` to `longest`, each up to twice as long by jitter.
     pub fn new(first: Duration, longest: Duration) -> Self {
-        let builder = ExponentialBuilder::new()
-            .with_min_delay(first)
-            .with_max_delay(longest)
-            .with_jitter()
-            .without_max_times();
+        let builder =
+            ExponentialBuilder::new().with_min_delay(first).with_max_delay(longest).with_jitter().without_max_times();
         Self { builder, pauses: builder.build(), longest }
     }
 

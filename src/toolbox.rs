@@ -32,7 +32,11 @@ const ANSWER_LIMIT: usize = 64 << 10;
 pub trait Toolbox {
     /// Waits until `GET /version` answers and returns the guest's version; gives up after `patience`
     /// with the last reason.
-    fn wait_ready<'a>(&'a self, netns: &'a Namespace, patience: Duration) -> LocalBoxFuture<'a, Result<String, Failure>>;
+    fn wait_ready<'a>(
+        &'a self,
+        netns: &'a Namespace,
+        patience: Duration,
+    ) -> LocalBoxFuture<'a, Result<String, Failure>>;
 
     /// `POST /init` with the sandbox's token.
     fn init<'a>(&'a self, netns: &'a Namespace, token: &'a str) -> LocalBoxFuture<'a, Result<(), Failure>>;
@@ -102,7 +106,8 @@ async fn version(netns: &Namespace, connect: Duration) -> Result<String, Error> 
     let body = call(netns, VERSION, Method::GET, "/version", Bytes::new(), connect).await?;
     let answer: serde_json::Value = serde_json::from_slice(&body).map_err(|_| Error::Answer { call: VERSION })?;
     match answer.get("version").and_then(|version| version.as_str()) {
-        Some(version) => Ok(version.chars().take(128).collect()),
+        // The guest is not trusted: no control characters get into the API's database.
+        Some(version) => Ok(version.chars().filter(|c| !c.is_control()).take(128).collect()),
         None => Err(Error::Answer { call: VERSION }),
     }
 }
@@ -134,7 +139,11 @@ async fn wait(netns: &Namespace, patience: Duration) -> Result<String, Failure> 
 }
 
 impl Toolbox for GuestToolbox {
-    fn wait_ready<'a>(&'a self, netns: &'a Namespace, patience: Duration) -> LocalBoxFuture<'a, Result<String, Failure>> {
+    fn wait_ready<'a>(
+        &'a self,
+        netns: &'a Namespace,
+        patience: Duration,
+    ) -> LocalBoxFuture<'a, Result<String, Failure>> {
         wait(netns, patience).boxed_local()
     }
 

@@ -125,7 +125,7 @@ fn jobs_that_cannot_be_read() {
         ("NO_SUCH_JOB", "box", Payload::none(), "unknown job type: NO_SUCH_JOB"),
         ("CREATE_SANDBOX", "box", Payload::text("{broken"), "payload"),
         ("CREATE_SANDBOX", "box", Payload::text("[]"), "payload"),
-        ("CREATE_SANDBOX", "box", Payload::none(), "payload"),
+        ("CREATE_SANDBOX", "box", Payload::none(), "id: expected a sandbox id"),
         ("CREATE_SANDBOX", "box", Payload::text(json!({"id": "other"}).to_string()), "id"),
         ("CREATE_SANDBOX", "box", Payload::text(json!({"id": "box", "cpuQuota": -1}).to_string()), "cpuQuota"),
         ("CREATE_SANDBOX", "../box", Payload::text(json!({"id": "../box"}).to_string()), "id"),
@@ -159,7 +159,9 @@ fn a_job_delivered_twice_is_executed_once() {
 fn a_lost_report_is_repeated_until_it_is_taken() {
     let host = Host::new();
     let _runner = host.runner();
-    for action in [Action::Status { code: 503, retry_after: None }, Action::CloseAfter, Action::CloseBefore, Action::Garbage] {
+    for action in
+        [Action::Status { code: 503, retry_after: None }, Action::CloseAfter, Action::CloseBefore, Action::Garbage]
+    {
         host.api.faults().add(Fault::times(Route::Status, action, 2));
         host.completed(&host.api.create_sandbox(&host.spec("box")).unwrap());
         host.completed(&host.api.destroy_sandbox("box").unwrap());

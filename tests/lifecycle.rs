@@ -128,7 +128,7 @@ fn a_guest_without_toolbox() {
     host.faults(serde_json::json!([{ "when": "toolbox", "action": "never" }]));
     let _runner = host.runner();
     let job = host.completed(&host.api.create_sandbox(&host.spec("box")).unwrap());
-    assert_eq!(job.result_metadata, None);
+    assert_eq!(job.result_metadata.as_deref(), Some("{}"), "no daemon, no version");
     assert_eq!(host.http().get("/sandboxes/box").json()["state"], "started");
 }
 

@@ -9,9 +9,9 @@ use actix::{Actor, ActorFutureExt, AsyncContext, Context, WrapFuture};
 use tracing::{debug, info, warn};
 
 use crate::control_plane::{ControlPlane, Error as ApiError, ServiceHealth, StateUpdate};
+use crate::disk::Space;
 use crate::error::{Failure, chain};
 use crate::host::{self, HostMetrics, HostSnapshot, Identity, LinuxHost, SAMPLE_INTERVAL, Totals};
-use crate::disk::Space;
 use crate::ports::{Ports, unix_millis};
 use crate::sandbox::{View, Views, WireState};
 

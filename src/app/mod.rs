@@ -104,12 +104,8 @@ fn ports(config: &Config, store: SledStore) -> Result<Ports, StartError> {
         guest_mtu: None,
     })?;
     let api = &config.api;
-    let network = LinuxNetwork::new(
-        config.network.bridge.clone(),
-        config.network.pool,
-        config.network.deny.clone(),
-        NFT_TABLE,
-    );
+    let network =
+        LinuxNetwork::new(config.network.bridge.clone(), config.network.pool, config.network.deny.clone(), NFT_TABLE);
     Ok(Ports {
         network: Rc::new(network),
         disks: Rc::new(disks),
@@ -216,7 +212,10 @@ async fn drain(running: Running, config: &Config) {
     }
     let jobs = timeout(config.drain_timeout, poller.send(StopPolling)).await;
     if jobs.is_err() {
-        warn!(seconds = config.drain_timeout.as_secs(), "jobs are not finished; they are continued after the next start");
+        warn!(
+            seconds = config.drain_timeout.as_secs(),
+            "jobs are not finished; they are continued after the next start"
+        );
     }
     server.stop(true).await;
     if let Err(error) = ports.store.flush().await {
@@ -224,4 +223,3 @@ async fn drain(running: Running, config: &Config) {
     }
     info!("drained; sandboxes keep running");
 }
-

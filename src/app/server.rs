@@ -45,7 +45,10 @@ pub(super) fn start(http: &Http, state: State) -> Result<ServerHandle, Failure> 
 
 fn tls_config(tls: &Tls) -> Result<ServerConfig, Failure> {
     let problem = |what: &str, error: &dyn std::fmt::Display| {
-        Failure::new(ErrorCode::BadRequest, format!("{what}: {error}; expected PEM files in TLS_CERT_FILE and TLS_KEY_FILE"))
+        Failure::new(
+            ErrorCode::BadRequest,
+            format!("{what}: {error}; expected PEM files in TLS_CERT_FILE and TLS_KEY_FILE"),
+        )
     };
     let chain = CertificateDer::pem_file_iter(&tls.cert)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)

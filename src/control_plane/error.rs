@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::error::{Certainty, ErrorCode, Failure};
 
-/// Pause after an answer that only an operator can change (wrong address, wrong key). Failed logins are
+/// Pause after an answer that only an operator can change (a wrong key). Failed logins are
 /// counted per client address and end in 429 (PROTOCOL.md 1), so this is not short.
 const OPERATOR_PAUSE: Duration = Duration::from_secs(60);
 
@@ -196,13 +196,13 @@ impl Error {
         match self {
             Self::Setup { .. } | Self::Certificates { .. } => Retry::Never,
             Self::NotFound { .. } | Self::Conflict { .. } | Self::Rejected { .. } => Retry::Never,
-            Self::WrongBaseUrl { .. } | Self::Unauthorized { .. } | Self::Forbidden { .. } => {
-                Retry::After(OPERATOR_PAUSE)
-            }
+            Self::Unauthorized { .. } | Self::Forbidden { .. } => Retry::After(OPERATOR_PAUSE),
             Self::Limited { retry_after, .. } => Retry::After(retry_after.unwrap_or(OPERATOR_PAUSE)),
             Self::Server { retry_after: Some(pause), .. } => Retry::After(*pause),
             Self::Disconnected { stale: true, .. } => Retry::Now,
-            Self::Server { .. }
+            // A page instead of the API is also what a proxy shows while the API restarts.
+            Self::WrongBaseUrl { .. }
+            | Self::Server { .. }
             | Self::Connect { .. }
             | Self::Handshake { .. }
             | Self::Disconnected { .. }

@@ -96,9 +96,9 @@ mod tests {
     use super::*;
 
     fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
-        let pairs = pairs.iter().map(|(name, value)| {
-            (HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap())
-        });
+        let pairs = pairs
+            .iter()
+            .map(|(name, value)| (HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap()));
         pairs.collect()
     }
 
@@ -110,7 +110,9 @@ mod tests {
         assert_eq!(check(&headers(&both), &token), Ok(Carrier::Daytona));
         let wrong_first = [("authorization", "Bearer secret"), (DAYTONA_AUTHORIZATION, "Bearer x")];
         assert!(check(&headers(&wrong_first), &token).is_err());
-        for value in ["", "Bearer", "Bearer ", "bearer secret", "secret", "Bearer secret x", "Basic secret", "Bearer  secret"] {
+        for value in
+            ["", "Bearer", "Bearer ", "bearer secret", "secret", "Bearer secret x", "Basic secret", "Bearer  secret"]
+        {
             assert!(check(&headers(&[("authorization", value)]), &token).is_err(), "{value:?}");
         }
         assert!(check(&headers(&[]), &token).is_err());

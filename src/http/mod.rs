@@ -118,7 +118,8 @@ async fn wrong_method(request: HttpRequest) -> HttpResponse {
 /// Errors that actix itself answers (a path that is no UTF-8, a broken request) get our shape too;
 /// answers of guests pass as they are.
 fn in_one_shape<B>(response: ServiceResponse<B>) -> actix_web::Result<ErrorHandlerResponse<B>> {
-    let ours = response.headers().contains_key("content-type") || response.request().path().contains("/toolbox")
+    let ours = response.headers().contains_key("content-type")
+        || response.request().path().contains("/toolbox")
         || response.request().path().contains("/proxy/");
     if ours {
         return Ok(ErrorHandlerResponse::Response(response.map_into_left_body()));
@@ -126,6 +127,7 @@ fn in_one_shape<B>(response: ServiceResponse<B>) -> actix_web::Result<ErrorHandl
     let (request, original) = response.into_parts();
     let status = original.status();
     let reason = status.canonical_reason().unwrap_or("error");
-    let answer = error::with_status(&request, status, &reason.to_ascii_uppercase().replace(' ', "_"), reason.to_owned());
+    let answer =
+        error::with_status(&request, status, &reason.to_ascii_uppercase().replace(' ', "_"), reason.to_owned());
     Ok(ErrorHandlerResponse::Response(ServiceResponse::new(request, answer).map_into_right_body()))
 }

@@ -42,8 +42,15 @@ mod tests {
         let document = serde_json::to_value(Document::openapi()).unwrap();
         let paths = document["paths"].as_object().unwrap();
         for path in [
-            "/", "/info", "/sandboxes", "/sandboxes/{id}", "/sandboxes/{id}/start", "/sandboxes/{id}/stop",
-            "/sandboxes/{id}/destroy", "/sandboxes/{id}/serial", "/sandboxes/{id}/toolbox/{path}",
+            "/",
+            "/info",
+            "/sandboxes",
+            "/sandboxes/{id}",
+            "/sandboxes/{id}/start",
+            "/sandboxes/{id}/stop",
+            "/sandboxes/{id}/destroy",
+            "/sandboxes/{id}/serial",
+            "/sandboxes/{id}/toolbox/{path}",
             "/sandboxes/{id}/proxy/{port}/{path}",
         ] {
             assert!(paths.contains_key(path), "{path} is missing in {:?}", paths.keys());

@@ -90,7 +90,11 @@ fn locate(request: &HttpRequest, state: &State) -> Result<(Target, Route), Failu
         let now = serde_json::to_value(view.state).ok().and_then(|name| name.as_str().map(str::to_owned));
         Failure::new(
             ErrorCode::BadRequest,
-            format!("sandbox {} has no address (it is {}). Is the Sandbox started?", target.id, now.unwrap_or_default()),
+            format!(
+                "sandbox {} has no address (it is {}). Is the Sandbox started?",
+                target.id,
+                now.unwrap_or_default()
+            ),
         )
     })?;
     Ok((target, route))
@@ -187,12 +191,7 @@ fn request_body(mut payload: Payload) -> Body {
     StreamBody::new(chunks).boxed_unsync()
 }
 
-fn outgoing(
-    request: &HttpRequest,
-    target: &Target,
-    upgrade: bool,
-    body: Body,
-) -> Result<hyper::Request<Body>, String> {
+fn outgoing(request: &HttpRequest, target: &Target, upgrade: bool, body: Body) -> Result<hyper::Request<Body>, String> {
     let mut builder = hyper::Request::builder().method(request.method().as_str()).uri(&target.path);
     let from_user = request.extensions().get::<Carrier>() == Some(&Carrier::Daytona);
     let listed: Vec<String> = connection_options(request.headers()).collect();
@@ -330,7 +329,12 @@ mod tests {
 
     #[test]
     fn bad_targets() {
-        for path in ["/sandboxes/..%2f/toolbox/x", "/sandboxes/b/proxy/0/x", "/sandboxes/b/proxy/65536/x", "/sandboxes/b/proxy/x/"] {
+        for path in [
+            "/sandboxes/..%2f/toolbox/x",
+            "/sandboxes/b/proxy/0/x",
+            "/sandboxes/b/proxy/65536/x",
+            "/sandboxes/b/proxy/x/",
+        ] {
             assert_eq!(path_of(path, None), Err(ErrorCode::BadRequest), "{path}");
         }
         assert_eq!(path_of("/sandboxes/b/other/x", None), Err(ErrorCode::NotFound));

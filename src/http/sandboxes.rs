@@ -193,7 +193,9 @@ pub async fn start(
         let id = sandbox_id(&id)?;
         // The body is metadata that this runner does not need, but it must be readable.
         body::json(payload).await?;
-        let view = order(&state, Order { auth_token: query.token.clone().map(Secret::from), ..Order::new(id, Ask::Start) }).await?;
+        let view =
+            order(&state, Order { auth_token: query.token.clone().map(Secret::from), ..Order::new(id, Ask::Start) })
+                .await?;
         let daemon_version = view.and_then(|view| view.daemon_version.clone());
         Ok(HttpResponse::Ok().json(Started { daemon_version }))
     };

@@ -3,8 +3,8 @@
 use actix::Message;
 
 use crate::control_plane::wire::{Job, Jobs};
-use crate::jobs::outcome::Outcome;
 use crate::ids::JobId;
+use crate::jobs::outcome::Outcome;
 
 /// Jobs that a poll has handed out.
 #[derive(Debug, Message)]

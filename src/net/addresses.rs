@@ -9,8 +9,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Egress, Plan};
 use super::error::Error;
+use super::{Egress, Plan};
 use crate::ids::{LinkName, SandboxId};
 
 /// An IPv4 network in CIDR form; the host bits are zero.

@@ -37,7 +37,10 @@ pub fn decide(ask: Ask, situation: Situation) -> Verdict {
         return refuse(ErrorCode::Busy, "the runner is still recovering its sandboxes; try again in a moment");
     }
     if situation.draining && !matches!(ask, Ask::Stop { .. } | Ask::Destroy) {
-        return refuse(ErrorCode::Busy, "the runner is shutting down and starts nothing new; try again after its restart");
+        return refuse(
+            ErrorCode::Busy,
+            "the runner is shutting down and starts nothing new; try again after its restart",
+        );
     }
     match (situation.known, ask) {
         (true, _) => Verdict::Admit,

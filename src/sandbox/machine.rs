@@ -370,10 +370,9 @@ impl Machine {
         let State::Working(work) = std::mem::replace(&mut self.state, State::Idle(rest)) else { return };
         actions.push(Action::Settle(rest));
         let result = match (work.fault, failure) {
-            (Some(fault), Some(failure)) => Err(Failure {
-                message: format!("{fault}; and taking it back failed: {failure}"),
-                ..fault
-            }),
+            (Some(fault), Some(failure)) => {
+                Err(Failure { message: format!("{fault}; and taking it back failed: {failure}"), ..fault })
+            }
             (Some(failure), None) | (None, Some(failure)) => Err(failure),
             (None, None) => Ok(()),
         };

@@ -45,10 +45,7 @@ fn a_create_passes_every_stage_and_commits_before_it_answers() {
     assert_eq!(first, [perform(Stage::Gate, true)]);
     let all = run_out(&mut machine, first);
     assert_eq!(stages(&all), Op::Create { start: true }.stages());
-    assert_eq!(
-        all[all.len() - 2..],
-        [Action::Settle(Rest::Started), Action::Answer(vec![Caller(1)], Ok(()))]
-    );
+    assert_eq!(all[all.len() - 2..], [Action::Settle(Rest::Started), Action::Answer(vec![Caller(1)], Ok(()))]);
 }
 
 #[test]

@@ -19,7 +19,9 @@ pub use sled::SledStore;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Another process holds it.
-    #[error("cannot open the state store {path}: another runner is using it; stop that one first, or set RUNNER_STATE_PATH to another directory")]
+    #[error(
+        "cannot open the state store {path}: another runner is using it; stop that one first, or set RUNNER_STATE_PATH to another directory"
+    )]
     InUse {
         /// The store's directory.
         path: PathBuf,
@@ -43,7 +45,9 @@ pub enum Error {
         source: std::io::Error,
     },
     /// It was written by a newer version.
-    #[error("the state store {path} has format {found}, this version reads up to {known}; install the newer runner again")]
+    #[error(
+        "the state store {path} has format {found}, this version reads up to {known}; install the newer runner again"
+    )]
     Newer {
         /// The store's directory.
         path: PathBuf,

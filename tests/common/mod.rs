@@ -65,7 +65,8 @@ impl Host {
     pub fn with(change: impl FnOnce(&mut Options)) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "these tests need root: they make real namespaces and links");
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("namespaces of the test's own");
-        mount::<str, str, str, str>(None, "/", None, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None).expect("private mounts");
+        mount::<str, str, str, str>(None, "/", None, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None)
+            .expect("private mounts");
         // sysfs shows the links of the namespace in which it was mounted.
         mount::<str, str, str, str>(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), None).expect("own /sys");
         std::fs::create_dir_all("/run/netns").expect("/run/netns");
@@ -111,7 +112,7 @@ impl Host {
             ("RUNNER_NETWORK_POOL", "10.220.0.0/16".to_owned()),
             ("RUNNER_SYNC_INTERVAL_SEC", "1".to_owned()),
             ("RUNNER_RECONCILE_INTERVAL_SEC", "2".to_owned()),
-            ("LOG_LEVEL", "debug".to_owned()),
+            ("LOG_LEVEL", "info,runner_ch=debug".to_owned()),
             ("PATH", std::env::var("PATH").unwrap_or_default()),
         ];
         self.env = settings.map(|(name, value)| (name.to_owned(), value)).to_vec();

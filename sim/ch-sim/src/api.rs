@@ -7,8 +7,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::config::{
-    DiskConfig, NetConfig, RestoreConfig, VmConfig, VmReceiveMigrationData, VmRemoveDevice,
-    VmResize, VmResizeDisk, VmResizeZone, VmSendMigrationData, VmSnapshotConfig, VsockConfig,
+    DiskConfig, NetConfig, RestoreConfig, VmConfig, VmReceiveMigrationData, VmRemoveDevice, VmResize, VmResizeDisk,
+    VmResizeZone, VmSendMigrationData, VmSnapshotConfig, VsockConfig,
 };
 use crate::error::{Chain, Outcome};
 use crate::http::{Method, Request, Response};
@@ -98,12 +98,8 @@ impl Call {
             Self::AddNet(_) => ("vm.add-net", "The network device could not be added to the VM"),
             Self::AddVsock(_) => ("vm.add-vsock", "The vsock device could not be added to the VM"),
             Self::AddOpaque(kind, _) => kind.describe(),
-            Self::RemoveDevice(_) => {
-                ("vm.remove-device", "The device could not be removed from the VM")
-            }
-            Self::SendMigration(_) => {
-                ("vm.send-migration", "Error dispatching the migration worker")
-            }
+            Self::RemoveDevice(_) => ("vm.remove-device", "The device could not be removed from the VM"),
+            Self::SendMigration(_) => ("vm.send-migration", "Error dispatching the migration worker"),
             Self::ReceiveMigration(_) => ("vm.receive-migration", "Error receiving migration"),
         }
     }
@@ -113,14 +109,11 @@ impl OpaqueKind {
     fn describe(self) -> (&'static str, &'static str) {
         match self {
             Self::Device => ("vm.add-device", "The device could not be added to the VM"),
-            Self::UserDevice => {
-                ("vm.add-user-device", "The user device could not be added to the VM")
-            }
+            Self::UserDevice => ("vm.add-user-device", "The user device could not be added to the VM"),
             Self::Fs => ("vm.add-fs", "The fs could not be added to the VM"),
-            Self::GenericVhostUser => (
-                "vm.add-generic-vhost-user",
-                "The generic vhost-user device could not be added to the VM",
-            ),
+            Self::GenericVhostUser => {
+                ("vm.add-generic-vhost-user", "The generic vhost-user device could not be added to the VM")
+            }
             Self::Pmem => ("vm.add-pmem", "The pmem device could not be added to the VM"),
             Self::Vdpa => ("vm.add-vdpa", "The vDPA device could not be added to the VM"),
         }
@@ -161,9 +154,7 @@ impl Api {
             Ok(call) => self.execute(call),
             Err(Refused::NoBody) if create => Response::new(400, ""),
             Err(Refused::NoBody | Refused::Bad) => self.bad_request(),
-            Err(Refused::Json(text)) => {
-                self.failure(400, &["Failed to deserialize JSON".to_owned(), text])
-            }
+            Err(Refused::Json(text)) => self.failure(400, &["Failed to deserialize JSON".to_owned(), text]),
         }
     }
 
@@ -243,9 +234,7 @@ impl Route {
             "vm.snapshot" => put(|r| body(&r).map(Call::Snapshot)),
             "vm.restore" => put(restore),
             "vm.resize" => put(|r| body(&r).map(Call::Resize)),
-            "vm.resize-disk" if version.has_resize_disk() => {
-                put(|r| body(&r).map(Call::ResizeDisk))
-            }
+            "vm.resize-disk" if version.has_resize_disk() => put(|r| body(&r).map(Call::ResizeDisk)),
             "vm.resize-zone" => put(|r| body(&r).map(Call::ResizeZone)),
             "vm.add-disk" => put(|r| body(&r).map(Call::AddDisk)),
             "vm.add-net" => put(add_net),

@@ -48,9 +48,7 @@ pub fn parse(args: &[String], version: Version) -> Result<Options, Refusal> {
         };
         let mut value = || match inline.clone().or_else(|| rest.next().cloned()) {
             Some(value) => Ok(value),
-            None => Err(Refusal::Usage(format!(
-                "error: a value is required for '{name}' but none was supplied"
-            ))),
+            None => Err(Refusal::Usage(format!("error: a value is required for '{name}' but none was supplied"))),
         };
         match name {
             "--api-socket" => options.api_socket = Some(api_socket(&value()?)?),
@@ -65,14 +63,10 @@ pub fn parse(args: &[String], version: Version) -> Result<Options, Refusal> {
                 options.verbosity += u8::try_from(name.len() - 1).unwrap_or(u8::MAX);
             }
             _ if PAYLOAD_OPTIONS.contains(&name) => {
-                return Err(Refusal::Usage(format!(
-                    "error: '{name}' is not simulated: create the VM through the API"
-                )));
+                return Err(Refusal::Usage(format!("error: '{name}' is not simulated: create the VM through the API")));
             }
             _ => {
-                return Err(Refusal::Usage(format!(
-                    "error: unexpected argument '{arg}' found"
-                )));
+                return Err(Refusal::Usage(format!("error: unexpected argument '{arg}' found")));
             }
         }
     }
@@ -81,18 +75,14 @@ pub fn parse(args: &[String], version: Version) -> Result<Options, Refusal> {
 
 /// Value of `key` in `a=1,b=2`; other text gives `None`.
 pub fn member<'a>(list: &'a str, key: &str) -> Option<&'a str> {
-    list.split(',')
-        .find_map(|part| part.strip_prefix(key)?.strip_prefix('='))
+    list.split(',').find_map(|part| part.strip_prefix(key)?.strip_prefix('='))
 }
 
 fn api_socket(value: &str) -> Result<ApiSocket, Refusal> {
     if let Some(fd) = member(value, "fd") {
         return match fd.parse() {
             Ok(fd) => Ok(ApiSocket::Fd(fd)),
-            Err(error) => Err(Refusal::Value(vec![
-                "Error parsing --api-socket".to_owned(),
-                error.to_string(),
-            ])),
+            Err(error) => Err(Refusal::Value(vec!["Error parsing --api-socket".to_owned(), error.to_string()])),
         };
     }
     let path = member(value, "path").unwrap_or(value);
@@ -101,16 +91,12 @@ fn api_socket(value: &str) -> Result<ApiSocket, Refusal> {
 
 fn event_target(value: &str) -> Result<Target, Refusal> {
     match (member(value, "fd"), member(value, "path")) {
-        (Some(fd), _) => fd.parse().map(Target::Fd).map_err(|error| {
-            Refusal::Value(vec![
-                "Error parsing --event-monitor".to_owned(),
-                error.to_string(),
-            ])
-        }),
+        (Some(fd), _) => fd
+            .parse()
+            .map(Target::Fd)
+            .map_err(|error| Refusal::Value(vec!["Error parsing --event-monitor".to_owned(), error.to_string()])),
         (None, Some(path)) => Ok(Target::Path(path.to_owned())),
-        (None, None) => Err(Refusal::Value(vec![
-            "Error parsing --event-monitor: path or fd required".to_owned(),
-        ])),
+        (None, None) => Err(Refusal::Value(vec!["Error parsing --event-monitor: path or fd required".to_owned()])),
     }
 }
 
@@ -118,9 +104,7 @@ fn seccomp(value: &str) -> Result<(), Refusal> {
     if ["true", "false", "log", "errno"].contains(&value) {
         return Ok(());
     }
-    Err(Refusal::Usage(format!(
-        "error: invalid value '{value}' for '--seccomp <seccomp>'"
-    )))
+    Err(Refusal::Usage(format!("error: invalid value '{value}' for '--seccomp <seccomp>'")))
 }
 
 #[cfg(test)]

@@ -94,15 +94,10 @@ fn start(options: &Options, version: Version) -> Outcome<()> {
         .map_err(|error| Chain::io("Error doing event monitor I/O", &error))?;
     log.info(&format!("Cloud Hypervisor {} starting", version.build()));
     events.emit("vmm", "starting");
-    let context = Arc::new(Context {
-        version,
-        log,
-        events,
-        faults,
-    });
+    let context = Arc::new(Context { version, log, events, faults });
     let (messages, inbox) = channel();
-    let listener = listen(options.api_socket.as_ref(), version)
-        .map_err(|chain| chain.under("Failed to start the VMM thread"))?;
+    let listener =
+        listen(options.api_socket.as_ref(), version).map_err(|chain| chain.under("Failed to start the VMM thread"))?;
     let (http, _lock) = match listener {
         Some((listener, lock)) => (Some(serve(listener, messages.clone(), version)?), lock),
         None => (None, None),
@@ -169,10 +164,7 @@ fn restore_options(text: &str) -> RestoreConfig {
 }
 
 /// Opens the API socket; from v53 on under a lock that another instance may hold.
-fn listen(
-    socket: Option<&ApiSocket>,
-    version: Version,
-) -> Outcome<Option<(UnixListener, Option<File>)>> {
+fn listen(socket: Option<&ApiSocket>, version: Version) -> Outcome<Option<(UnixListener, Option<File>)>> {
     let failed = |error: &std::io::Error| Chain::io("Error creation API server's socket", error);
     match socket {
         None => Ok(None),
@@ -198,28 +190,18 @@ fn listen(
 }
 
 fn take_socket_lock(path: &str) -> Outcome<File> {
-    let opened = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(format!("{path}.lock"));
+    let opened = OpenOptions::new().create(true).truncate(false).write(true).open(format!("{path}.lock"));
     let file = opened.map_err(|error| Chain::io("Error creation API server's socket", &error))?;
     try_lock_file(&file, libc::F_WRLCK, 0).map_err(|chain| {
         if chain.texts() == ["The file is already locked"] {
-            return Chain::new(format!(
-                "API socket {path:?} is already in use by another running instance"
-            ));
+            return Chain::new(format!("API socket {path:?} is already in use by another running instance"));
         }
         chain
     })?;
     Ok(file)
 }
 
-fn serve(
-    listener: UnixListener,
-    messages: Sender<Message>,
-    version: Version,
-) -> Outcome<(StopHandle, JoinHandle<()>)> {
+fn serve(listener: UnixListener, messages: Sender<Message>, version: Version) -> Outcome<(StopHandle, JoinHandle<()>)> {
     let failed = |error: &std::io::Error| Chain::io("Error spawning HTTP thread", error);
     let server = Server::new(listener).map_err(|error| failed(&error))?;
     let stop = server.stop_handle();
@@ -246,15 +228,13 @@ fn block_signals() -> Outcome<SigSet> {
 }
 
 fn watch_signals(signals: SigSet, messages: Sender<Message>) -> Outcome<()> {
-    let spawned = std::thread::Builder::new()
-        .name("vmm_signal_handler".to_owned())
-        .spawn(move || {
-            while signals.wait().is_ok() {
-                if messages.send(Message::Terminate).is_err() {
-                    return;
-                }
+    let spawned = std::thread::Builder::new().name("vmm_signal_handler".to_owned()).spawn(move || {
+        while signals.wait().is_ok() {
+            if messages.send(Message::Terminate).is_err() {
+                return;
             }
-        });
+        }
+    });
     let failed = |error: std::io::Error| Chain::io("Cannot spawn a signal handler thread", &error);
     spawned.map(drop).map_err(failed)
 }

@@ -54,13 +54,10 @@ impl Disk {
         let (file, found) = open_image(&path, config).map_err(|c| c.under("Cannot open disk path"))?;
         let mut has_backing = false;
         if found == ImageType::Qcow2 {
-            has_backing = qcow2::check(&path, config.backing_files)
-                .map_err(|c| c.under("Cannot open disk path"))?;
+            has_backing = qcow2::check(&path, config.backing_files).map_err(|c| c.under("Cannot open disk path"))?;
         }
         settle_type(config, found)?;
-        let raw = file
-            .try_clone()
-            .map_err(|error| Chain::io("Cannot create virtio-blk device", &error))?;
+        let raw = file.try_clone().map_err(|error| Chain::io("Cannot create virtio-blk device", &error))?;
         Ok(Self {
             id,
             image: Arc::new(Mutex::new(Image {
@@ -122,18 +119,13 @@ impl Disk {
             return Err(Chain::new("Disk image size is not a multiple of 512"));
         }
         let failed = |error: &io::Error| {
-            Chain::io("Failed to resize", error)
-                .under("I/O error (op=resize)")
-                .under("Disk resize failed")
+            Chain::io("Failed to resize", error).under("I/O error (op=resize)").under("Disk resize failed")
         };
         if self.image_type != ImageType::Qcow2 {
             return self.file.set_len(bytes).map_err(|error| failed(&error));
         }
-        let refused = |text: &str| {
-            Chain::new(text)
-                .under("Unsupported feature (op=resize)")
-                .under("Disk resize failed")
-        };
+        let refused =
+            |text: &str| Chain::new(text).under("Unsupported feature (op=resize)").under("Disk resize failed");
         if !version.resizes_qcow2() {
             return Err(refused("resize is not supported for this image type"));
         }
@@ -220,26 +212,18 @@ impl Image {
             let image = builder.open_sync(PermissiveImplicitOpenGate::default())?;
             self.qcow2 = Some(SyncFormatAccess::new(image)?);
         }
-        self.qcow2
-            .as_mut()
-            .ok_or_else(|| io::Error::other("qcow2 image is not open"))
+        self.qcow2.as_mut().ok_or_else(|| io::Error::other("qcow2 image is not open"))
     }
 }
 
 fn open_image(path: &Path, config: &DiskConfig) -> Outcome<(File, ImageType)> {
     let flags = if config.direct { libc::O_DIRECT } else { 0 };
-    let opened = OpenOptions::new()
-        .read(true)
-        .write(!config.readonly)
-        .custom_flags(flags)
-        .open(path);
+    let opened = OpenOptions::new().read(true).write(!config.readonly).custom_flags(flags).open(path);
     let shown = path.display();
-    let file = opened
-        .map_err(|error| Chain::io(format!("I/O error (path={shown} op=open)"), &error))?;
+    let file = opened.map_err(|error| Chain::io(format!("I/O error (path={shown} op=open)"), &error))?;
     // Headers are read through a descriptor of their own: O_DIRECT would need aligned buffers.
     let found = File::open(path).and_then(|plain| detect(&plain));
-    let found =
-        found.map_err(|error| Chain::io("I/O error (op=detect_image_type)", &error))?;
+    let found = found.map_err(|error| Chain::io("I/O error (op=detect_image_type)", &error))?;
     Ok((file, found))
 }
 
@@ -279,8 +263,7 @@ fn settle_type(config: &mut DiskConfig, found: ImageType) -> Outcome<()> {
 
 /// Sets an OFD lock over `[0, length)`, 0 meaning all, on an open file.
 pub fn try_lock_file(file: &File, kind: libc::c_int, length: u64) -> Outcome<()> {
-    let failed =
-        |error: &io::Error| Chain::io("The lock state could not be checked or set", error);
+    let failed = |error: &io::Error| Chain::io("The lock state could not be checked or set", error);
     // SAFETY: all bytes zero is a valid `flock`.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
     lock.l_type = kind as libc::c_short;

@@ -18,18 +18,12 @@ pub type Outcome<T> = Result<T, Chain>;
 impl Chain {
     /// A failure without a deeper cause.
     pub fn new(text: impl Into<String>) -> Self {
-        Self {
-            texts: vec![text.into()],
-            not_found: false,
-        }
+        Self { texts: vec![text.into()], not_found: false }
     }
 
     /// A failure whose cause is an operating system error.
     pub fn io(text: impl Into<String>, error: &io::Error) -> Self {
-        Self {
-            texts: vec![text.into(), error.to_string()],
-            not_found: false,
-        }
+        Self { texts: vec![text.into(), error.to_string()], not_found: false }
     }
 
     /// A failure whose cause is an error number of a system call.
@@ -60,10 +54,7 @@ impl Chain {
     }
 
     fn missing(text: &str) -> Self {
-        Self {
-            texts: vec![text.to_owned()],
-            not_found: true,
-        }
+        Self { texts: vec![text.to_owned()], not_found: true }
     }
 
     /// "VM is not created": there is no configuration.

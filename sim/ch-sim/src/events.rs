@@ -38,13 +38,7 @@ impl Events {
     pub fn open(target: Option<&Target>) -> io::Result<Self> {
         let file = match target {
             None => None,
-            Some(Target::Path(path)) => Some(
-                OpenOptions::new()
-                    .write(true)
-                    .create(true)
-                    .truncate(true)
-                    .open(path)?,
-            ),
+            Some(Target::Path(path)) => Some(OpenOptions::new().write(true).create(true).truncate(true).open(path)?),
             // SAFETY: the caller of the process handed this descriptor over; nothing else here uses it.
             Some(Target::Fd(fd)) => Some(unsafe { File::from_raw_fd(*fd) }),
         };
@@ -52,10 +46,7 @@ impl Events {
             let flags = OFlag::from_bits_retain(fcntl(file.as_fd(), FcntlArg::F_GETFL)?);
             fcntl(file.as_fd(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
         }
-        Ok(Self {
-            file: file.map(Mutex::new),
-            start: Instant::now(),
-        })
+        Ok(Self { file: file.map(Mutex::new), start: Instant::now() })
     }
 
     /// Writes an event without properties.
@@ -70,12 +61,7 @@ impl Events {
 
     fn write(&self, source: &str, event: &str, properties: Option<&BTreeMap<&str, String>>) {
         let Some(file) = &self.file else { return };
-        let event = Event {
-            timestamp: self.start.elapsed(),
-            source,
-            event,
-            properties,
-        };
+        let event = Event { timestamp: self.start.elapsed(), source, event, properties };
         // A full pipe loses the text but may still get the blank line, like the program itself.
         if let (Ok(text), Ok(mut file)) = (serde_json::to_string_pretty(&event), file.lock()) {
             let _ = file.write_all(text.as_bytes());

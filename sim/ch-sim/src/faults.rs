@@ -65,8 +65,8 @@ impl Faults {
     pub fn at(&self, point: &str) -> Option<Action> {
         let path = self.path.as_ref()?;
         let text = std::fs::read_to_string(path).ok()?;
-        let entries: Vec<Entry> = serde_json::from_str(&text)
-            .unwrap_or_else(|error| panic!("{FAULTS_VARIABLE}: {path:?}: {error}"));
+        let entries: Vec<Entry> =
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{FAULTS_VARIABLE}: {path:?}: {error}"));
         entries.iter().enumerate().find_map(|(index, entry)| {
             let mine = entry.sandbox.as_ref().is_none_or(|name| *name == self.sandbox);
             (entry.when == point && mine && self.take(index, entry)).then(|| action(entry))

@@ -33,11 +33,7 @@ impl Log {
             1 => Level::Info,
             _ => Level::Debug,
         };
-        Ok(Self {
-            sink: Mutex::new(sink),
-            level,
-            start: Instant::now(),
-        })
+        Ok(Self { sink: Mutex::new(sink), level, start: Instant::now() })
     }
 
     /// Writes one line; a log that cannot be written is not worth ending a VM for.

@@ -96,10 +96,7 @@ impl Ram {
             let zone = zone.ok_or_else(|| Chain::new("Unknown memory zone"))?;
             Region::map(zone, mapping)
         });
-        Ok(Self {
-            regions: regions.collect::<Outcome<_>>()?,
-            dense: false,
-        })
+        Ok(Self { regions: regions.collect::<Outcome<_>>()?, dense: false })
     }
 
     /// The mappings, for the memory manager's state.
@@ -126,10 +123,7 @@ impl Ram {
     /// Ranges a snapshot must carry: all but shared files that have a name.
     pub fn snapshot_ranges(&self) -> Vec<Range> {
         let unsaved = |r: &&Region| r.shared_file.as_ref().is_none_or(|backing| !backing.named);
-        let ranges = self.regions.iter().filter(unsaved).map(|r| Range {
-            gpa: r.mapping.gpa,
-            length: r.mapping.size,
-        });
+        let ranges = self.regions.iter().filter(unsaved).map(|r| Range { gpa: r.mapping.gpa, length: r.mapping.size });
         ranges.collect()
     }
 
@@ -155,9 +149,11 @@ impl Ram {
             let start = r.mapping.gpa;
             gpa >= start && gpa + length as u64 <= start + r.mapping.size
         };
-        let region = self.regions.iter().find(inside).ok_or_else(|| {
-            io::Error::other(format!("guest address {gpa:#x}+{length:#x} is not RAM"))
-        })?;
+        let region = self
+            .regions
+            .iter()
+            .find(inside)
+            .ok_or_else(|| io::Error::other(format!("guest address {gpa:#x}+{length:#x} is not RAM")))?;
         let offset = usize::try_from(gpa - region.mapping.gpa).map_err(io::Error::other)?;
         // SAFETY: the offset lies inside the mapping.
         Ok(unsafe { region.address.as_ptr().cast::<u8>().add(offset) })
@@ -205,12 +201,7 @@ impl Ram {
         Ok(())
     }
 
-    fn load_extent(
-        &mut self,
-        file: &File,
-        gpa: u64,
-        extent: &std::ops::Range<u64>,
-    ) -> io::Result<()> {
+    fn load_extent(&mut self, file: &File, gpa: u64, extent: &std::ops::Range<u64>) -> io::Result<()> {
         let mut piece = vec![0; usize_of(PIECE)?];
         let mut at = extent.start;
         while at < extent.end {
@@ -231,19 +222,13 @@ impl Region {
     fn map(zone: &MemoryZoneConfig, mapping: Mapping) -> Outcome<Self> {
         let failed = |error: io::Error| Chain::io("Error from region creation", &error);
         let length = usize_of(mapping.size).map_err(failed)?;
-        let length = NonZeroUsize::new(length)
-            .ok_or_else(|| Chain::new("Memory configuration is not valid"))?;
+        let length = NonZeroUsize::new(length).ok_or_else(|| Chain::new("Memory configuration is not valid"))?;
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let Some(backing) = backing(zone, &mapping)? else {
             let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
             // SAFETY: a new anonymous mapping at an address of the kernel's choice.
-            let address = unsafe { mmap_anonymous(None, length, protection, flags) }
-                .map_err(|e| failed(e.into()))?;
-            return Ok(Self {
-                mapping,
-                address,
-                shared_file: None,
-            });
+            let address = unsafe { mmap_anonymous(None, length, protection, flags) }.map_err(|e| failed(e.into()))?;
+            return Ok(Self { mapping, address, shared_file: None });
         };
         let shared = zone.shared || zone.hugepages;
         let kind = if shared { MapFlags::MAP_SHARED } else { MapFlags::MAP_PRIVATE };
@@ -253,11 +238,7 @@ impl Region {
         // SAFETY: a new mapping of a file this process opened, at an address of the kernel's choice.
         let address = unsafe { mmap(None, length, protection, flags, backing.file.as_fd(), offset) }
             .map_err(|e| failed(e.into()))?;
-        Ok(Self {
-            mapping,
-            address,
-            shared_file: shared.then_some(backing),
-        })
+        Ok(Self { mapping, address, shared_file: shared.then_some(backing) })
     }
 }
 
@@ -274,9 +255,7 @@ fn backing(zone: &MemoryZoneConfig, mapping: &Mapping) -> Outcome<Option<Backing
     let failed = |error: &io::Error| Chain::io("Failed to create shared file", error);
     if let Some(path) = &zone.file {
         if std::path::Path::new(path).is_dir() {
-            return Err(Chain::new(
-                "Using a directory as a backing file for memory is not supported",
-            ));
+            return Err(Chain::new("Using a directory as a backing file for memory is not supported"));
         }
         let file = OpenOptions::new().read(true).write(zone.shared).open(path);
         let file = file.map_err(|e| failed(&e))?;
@@ -290,11 +269,7 @@ fn backing(zone: &MemoryZoneConfig, mapping: &Mapping) -> Outcome<Option<Backing
     let fd = memfd_create("ch_ram", MFdFlags::MFD_CLOEXEC).map_err(|e| failed(&e.into()))?;
     let file = File::from(fd);
     file.set_len(mapping.size).map_err(|e| failed(&e))?;
-    Ok(Some(Backing {
-        file,
-        offset: 0,
-        named: false,
-    }))
+    Ok(Some(Backing { file, offset: 0, named: false }))
 }
 
 /// The zones of a configuration; plain memory is one zone of its own.
@@ -386,9 +361,8 @@ mod tests {
         std::fs::File::create(&path).unwrap().set_len(1 << 22).unwrap();
         let zone = |shared| {
             let path = path.display();
-            let json = format!(
-                r#"{{"size":0,"zones":[{{"id":"mem0","size":4194304,"file":"{path}","shared":{shared}}}]}}"#
-            );
+            let json =
+                format!(r#"{{"size":0,"zones":[{{"id":"mem0","size":4194304,"file":"{path}","shared":{shared}}}]}}"#);
             Ram::new(&config(&json)).unwrap()
         };
         let mut ram = zone(true);

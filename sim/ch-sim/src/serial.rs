@@ -44,9 +44,10 @@ impl Drop for Listener {
 impl Ports {
     /// Makes the files and sockets of all ports. The error is the text below "Error creating console devices".
     pub fn create(config: &VmConfig) -> Outcome<Self> {
-        let console = port(config.console.mode, config.console.file.as_deref(), None)?;
-        let serial = config.serial.socket.as_deref();
-        let serial = port(config.serial.mode, config.serial.file.as_deref(), serial)?;
+        let console = &config.console.common;
+        let console = port(console.mode, console.file.as_deref(), None)?;
+        let serial = &config.serial.common;
+        let serial = port(serial.mode, serial.file.as_deref(), serial.socket.as_deref())?;
         let debug = &config.debug_console;
         port(debug.mode, debug.file.as_deref(), None)?;
         Ok(Self { serial, console })
@@ -54,11 +55,7 @@ impl Ports {
 
     /// Writer for the guest's boot messages.
     pub fn writer(&self) -> Writer {
-        Writer {
-            ports: self.clone(),
-            clients: Vec::new(),
-            backlog: Vec::new(),
-        }
+        Writer { ports: self.clone(), clients: Vec::new(), backlog: Vec::new() }
     }
 }
 

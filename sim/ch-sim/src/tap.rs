@@ -29,11 +29,7 @@ pub fn open(net: &mut NetConfig) -> Outcome<OwnedFd> {
     if let Some(fds) = net.fds.as_ref().filter(|_| net.tap.is_none()) {
         return from_inherited(fds);
     }
-    open_named(net).map_err(|chain| {
-        chain
-            .under("Failed to open taps")
-            .under("Cannot create virtio-net device")
-    })
+    open_named(net).map_err(|chain| chain.under("Failed to open taps").under("Cannot create virtio-net device"))
 }
 
 /// A copy of the first inherited descriptor; the original stays open for a reboot.
@@ -55,8 +51,7 @@ fn from_inherited(fds: &[i32]) -> Outcome<OwnedFd> {
 fn open_named(net: &mut NetConfig) -> Outcome<OwnedFd> {
     let template = net.tap.clone().unwrap_or_else(|| "vmtap%d".to_owned());
     check_queues(&template, net.num_queues / 2)?;
-    let (tap, name) = attach(&template, net.num_queues / 2)
-        .map_err(|chain| chain.under("Open tap device failed"))?;
+    let (tap, name) = attach(&template, net.num_queues / 2).map_err(|chain| chain.under("Open tap device failed"))?;
     let control = control_socket()?;
     match net.host_mac {
         Some(mac) => {
@@ -72,8 +67,7 @@ fn open_named(net: &mut NetConfig) -> Outcome<OwnedFd> {
         let mut request = request_for(&name);
         request.ifr_ifru.ifru_mtu = libc::c_int::from(mtu);
         // SAFETY: as above.
-        ioctl(unsafe { set_mtu(control.as_raw_fd(), &request) })
-            .map_err(|chain| chain.under("Setting MTU failed"))?;
+        ioctl(unsafe { set_mtu(control.as_raw_fd(), &request) }).map_err(|chain| chain.under("Setting MTU failed"))?;
     }
     enable(&control, &name).map_err(|chain| chain.under("Enabling tap interface failed"))?;
     set_header_size(&tap)?;
@@ -86,21 +80,16 @@ fn check_queues(name: &str, pairs: usize) -> Outcome<()> {
     if !path.exists() {
         return Ok(());
     }
-    let text = std::fs::read_to_string(&path)
-        .map_err(|error| Chain::io("Failed to read the TAP flags from sysfs", &error))?;
+    let text =
+        std::fs::read_to_string(&path).map_err(|error| Chain::io("Failed to read the TAP flags from sysfs", &error))?;
     let digits = text.trim().trim_start_matches("0x");
     let flags = i32::from_str_radix(digits, 16).map_err(|error| {
-        Chain::new(error.to_string())
-            .under("Failed to convert an hexadecimal string into an integer")
+        Chain::new(error.to_string()).under("Failed to convert an hexadecimal string into an integer")
     })?;
     let many = flags & libc::IFF_MULTI_QUEUE != 0;
     match (many, pairs > 1) {
-        (true, false) => Err(Chain::new(
-            "Error related to the multiqueue support (no support device side)",
-        )),
-        (false, true) => Err(Chain::new(
-            "Error related to the multiqueue support (no support TAP side)",
-        )),
+        (true, false) => Err(Chain::new("Error related to the multiqueue support (no support device side)")),
+        (false, true) => Err(Chain::new("Error related to the multiqueue support (no support TAP side)")),
         _ => Ok(()),
     }
 }
@@ -108,9 +97,7 @@ fn check_queues(name: &str, pairs: usize) -> Outcome<()> {
 /// Opens /dev/net/tun for the interface, which is created if it does not exist; returns its name too.
 fn attach(name: &str, pairs: usize) -> Outcome<(OwnedFd, String)> {
     if name.len() > NAME_LIMIT {
-        return Err(Chain::new(format!(
-            "Interface name too long (max length is {NAME_LIMIT}): {name}"
-        )));
+        return Err(Chain::new(format!("Interface name too long (max length is {NAME_LIMIT}): {name}")));
     }
     let tun: File = OpenOptions::new()
         .read(true)
@@ -210,8 +197,5 @@ fn hardware_address(mac: MacAddr) -> libc::sockaddr {
     for (c, byte) in data.iter_mut().zip(mac.0) {
         *c = byte.cast_signed();
     }
-    libc::sockaddr {
-        sa_family: libc::ARPHRD_ETHER,
-        sa_data: data,
-    }
+    libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: data }
 }

@@ -30,10 +30,7 @@ pub enum DiskLocks {
 
 impl Version {
     /// The version whose behaviour the specification was measured on.
-    pub const V53: Self = Self {
-        major: 53,
-        minor: 0,
-    };
+    pub const V53: Self = Self { major: 53, minor: 0 };
 
     /// Reads the version from the environment.
     pub fn from_env() -> Result<Self, Error> {

@@ -78,9 +78,7 @@ fn large_bodies_flow_both_ways() {
     let (_, body) = http(&mut stream, "GET", "/stream?bytes=3000000", b"");
     assert_eq!(body.len(), 3_000_000);
     assert!(body.starts_with("abcdef"));
-    stream
-        .write_all(b"POST /sink HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
-        .unwrap();
+    stream.write_all(b"POST /sink HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n").unwrap();
     assert!(common::receive(&mut stream).body.contains("\"bytes\":3"));
 }
 
@@ -133,13 +131,14 @@ fn the_guest_reaches_out() {
     let namespace = Namespace::new();
     let vmm = vmm_in(&namespace, |_| {});
     boot(&vmm);
-    let listener =
-        namespace.run(|| TcpListener::bind(SocketAddr::from(([192, 168, 0, 1], 7000))).unwrap());
+    let listener = namespace.run(|| TcpListener::bind(SocketAddr::from(([192, 168, 0, 1], 7000))).unwrap());
     let mut stream = namespace.connect(2280);
     assert_eq!(shell(&mut stream, "connect 192.168.0.1 7000"), (0, "connected\n".to_owned()));
-    let (mut peer, from) = listener.accept().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let (mut peer, from) = wait_for("the guest's connection", || listener.accept().ok());
     assert_eq!(from.ip().to_string(), "192.168.0.2");
-    assert_ne!(peer.read(&mut [0; 8]).unwrap_or(0), 8);
+    peer.set_read_timeout(Some(common::PATIENCE)).unwrap();
+    assert_eq!(peer.read(&mut [0; 8]).unwrap(), 0);
     assert_eq!(shell(&mut stream, "connect 192.168.0.1 7001"), (1, "refused\n".to_owned()));
     assert_eq!(shell(&mut stream, "connect 203.0.113.1 80 0.2"), (124, "timeout\n".to_owned()));
     assert_eq!(shell(&mut stream, "ping 192.168.0.1"), (0, "reply from 192.168.0.1\n".to_owned()));
@@ -196,10 +195,7 @@ fn copy_snapshot(from: &Vmm, to: &Vmm) {
 
 #[test]
 fn the_guest_ends_its_machine() {
-    for (command, last, exit) in [
-        ("poweroff", "vmm:shutdown", 0),
-        ("crash", "vmm:shutdown", 0),
-    ] {
+    for (command, last, exit) in [("poweroff", "vmm:shutdown", 0), ("crash", "vmm:shutdown", 0)] {
         let namespace = Namespace::new();
         let mut vmm = vmm_in(&namespace, |_| {});
         boot(&vmm);
@@ -259,9 +255,7 @@ fn faults_hit_calls_and_the_toolbox() {
     let reply = vmm.request("PUT", "vm.boot", None);
     assert!(reply.body.contains("No space left on device"), "{reply:?}");
     vmm.put("vm.boot", None);
-    let refused = namespace.run(|| {
-        std::net::TcpStream::connect(SocketAddr::from(([192, 168, 0, 2], 2280))).is_err()
-    });
+    let refused = namespace.run(|| std::net::TcpStream::connect(SocketAddr::from(([192, 168, 0, 2], 2280))).is_err());
     assert!(refused);
     order(r#"[{"when":"vm.pause:done","action":"crash"}]"#);
     let mut stream = vmm.connect();
@@ -275,10 +269,8 @@ fn the_seed_disk_is_read() {
     let namespace = Namespace::new();
     let vmm = vmm_in(&namespace, |_| {});
     seed(&vmm.path("seed"));
-    let config = CONFIG.replace(
-        r#""disks":["#,
-        r#""disks":[{"id":"seed","path":"$DIR/seed","image_type":"Raw","readonly":true},"#,
-    );
+    let config = CONFIG
+        .replace(r#""disks":["#, r#""disks":[{"id":"seed","path":"$DIR/seed","image_type":"Raw","readonly":true},"#);
     vmm.put("vm.create", Some(&config));
     vmm.put("vm.boot", None);
     let mut stream = namespace.connect(2280);
@@ -294,10 +286,7 @@ fn seed(path: &Path) {
     let fs = fatfs::FileSystem::new(&mut image, fatfs::FsOptions::new()).unwrap();
     for (name, text) in [
         ("meta-data", "instance-id: box-1\nlocal-hostname: box-1\n"),
-        (
-            "user-data",
-            "#cloud-config\nwrite_files:\n- path: /etc/sandbox.env\n  content: |\n    KEY=value\n",
-        ),
+        ("user-data", "#cloud-config\nwrite_files:\n- path: /etc/sandbox.env\n  content: |\n    KEY=value\n"),
     ] {
         fs.root_dir().create_file(name).unwrap().write_all(text.as_bytes()).unwrap();
     }

@@ -7,9 +7,9 @@ use tokio::time::sleep;
 use tracing::{Instrument, info, info_span, warn};
 
 use super::JobPollerActor;
-use crate::control_plane::wire::Job;
 use crate::control_plane::JobReport;
-use crate::error::{Failure, ErrorCode, chain};
+use crate::control_plane::wire::Job;
+use crate::error::{ErrorCode, Failure, chain};
 use crate::ids::SandboxId;
 use crate::jobs::journal::{Entry, Progress};
 use crate::jobs::outcome::Outcome;

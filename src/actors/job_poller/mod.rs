@@ -47,7 +47,11 @@ enum Known {
     /// Begun before a restart.
     Suspended,
     Active,
-    Reported { outcome: Outcome, at: Instant, since: u64 },
+    Reported {
+        outcome: Outcome,
+        at: Instant,
+        since: u64,
+    },
 }
 
 /// The actor.

@@ -9,8 +9,8 @@ use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Recipie
 use tokio::sync::{Notify, Semaphore};
 use tracing::{error, info};
 
-use super::vm::{self, Settings, Tools, VmActor};
 use super::ProxyActor;
+use super::vm::{self, Settings, Tools, VmActor};
 use crate::error::Failure;
 use crate::ids::SandboxId;
 use crate::messages::supervisor::{ChildEnded, Drain, Order, Recover};
@@ -43,7 +43,10 @@ pub struct Plan {
 }
 
 enum Child {
-    Live { addr: Addr<VmActor>, incarnation: u64 },
+    Live {
+        addr: Addr<VmActor>,
+        incarnation: u64,
+    },
     /// It panicked and is being rebuilt from the store.
     Rebuilding,
 }

@@ -2,8 +2,8 @@
 
 use std::rc::Rc;
 
-use super::perform::socket_path;
 use super::Tools;
+use super::perform::socket_path;
 use crate::error::chain;
 use crate::hypervisor::{Launch, Vmm};
 use crate::messages::proxy::OpenRoute;

@@ -196,9 +196,15 @@ impl VmActor {
             record: self.record.clone(),
             save: self.needs_save(stage).then_some(must_save),
             // The namespace is only let go of by the kernel when no handle on it is left.
-            netns: if stage == Stage::Unplug { drop(self.netns.take()); None } else { self.netns.clone() },
+            netns: if stage == Stage::Unplug {
+                drop(self.netns.take());
+                None
+            } else {
+                self.netns.clone()
+            },
             vmm: self.vmm.clone(),
             stage,
+            discards: self.machine.work().is_some_and(|(op, _)| op.stages().contains(&Stage::Erase)),
         };
         ctx.spawn(job.run(interrupted).into_actor(self).map(Self::performed));
     }
@@ -371,8 +377,7 @@ impl Actor for VmActor {
 
     fn stopped(&mut self, _: &mut Self::Context) {
         // Runs after a panic as well: the supervisor then rebuilds this sandbox from the store.
-        let ended =
-            ChildEnded { id: self.record.id.clone(), incarnation: self.incarnation, settled: self.settled };
+        let ended = ChildEnded { id: self.record.id.clone(), incarnation: self.incarnation, settled: self.settled };
         self.tools.supervisor.do_send(ended);
     }
 }

@@ -12,15 +12,17 @@ use tracing::warn;
 use super::Tools;
 use crate::disk::{Format, Plan as DiskPlan, SandboxDisks, Seed};
 use crate::error::{Certainty, ErrorCode, Failure};
-use crate::hypervisor::wire::{ImageType, VmSpec};
 use crate::hypervisor::launch::Files;
-use crate::hypervisor::{Launch, Vmm, VmConfig, tail};
+use crate::hypervisor::wire::{ImageType, VmSpec};
+use crate::hypervisor::{Launch, VmConfig, Vmm, tail};
 use crate::messages::proxy::{CloseRoute, OpenRoute};
 use crate::net::{self, Namespace};
 use crate::sandbox::{Record, Rest, Stage};
 
 /// How long an orderly end of the VMM may take before it is killed; it flushes disks meanwhile.
 const END_GRACE: Duration = Duration::from_secs(10);
+/// The same where the disk is removed next.
+const DISCARD_GRACE: Duration = Duration::from_millis(500);
 /// How much of the guest's last output goes into an error.
 const LAST_WORDS: u64 = 400;
 
@@ -51,6 +53,8 @@ pub(super) struct Job {
     pub netns: Option<Namespace>,
     pub vmm: Option<Rc<dyn Vmm>>,
     pub stage: Stage,
+    /// The disk is removed next, so nothing needs to be flushed to it.
+    pub discards: bool,
 }
 
 impl Job {
@@ -277,7 +281,7 @@ impl Job {
     async fn end(self) -> Result<Output, Failure> {
         self.close_route().await;
         match &self.vmm {
-            Some(vmm) => drop(vmm.end(END_GRACE).await?),
+            Some(vmm) => drop(vmm.end(if self.discards { DISCARD_GRACE } else { END_GRACE }).await?),
             None => {
                 let launch =
                     Launch { sandbox: self.record.id.clone(), socket: self.socket(), dir: self.dir(), netns: None };
@@ -330,5 +334,9 @@ fn overtaken() -> Failure {
 
 /// A stage ran without what an earlier stage should have made: never by the table of stages.
 fn lost(what: &str) -> Failure {
-    Failure { code: ErrorCode::Internal, message: format!("the sandbox has no {what} at this stage"), certainty: Certainty::NotDone }
+    Failure {
+        code: ErrorCode::Internal,
+        message: format!("the sandbox has no {what} at this stage"),
+        certainty: Certainty::NotDone,
+    }
 }

@@ -226,10 +226,7 @@ pub struct RngConfig {
 
 impl Default for RngConfig {
     fn default() -> Self {
-        Self {
-            pci_common: PciDeviceCommonConfig::default(),
-            src: "/dev/urandom".to_owned(),
-        }
+        Self { pci_common: PciDeviceCommonConfig::default(), src: "/dev/urandom".to_owned() }
     }
 }
 
@@ -244,7 +241,7 @@ pub enum ConsoleOutputMode {
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub struct SerialConfig {
+pub struct CommonConsoleConfig {
     #[serde(default)]
     pub file: Option<String>,
     pub mode: ConsoleOutputMode,
@@ -252,23 +249,28 @@ pub struct SerialConfig {
     pub socket: Option<String>,
 }
 
+impl CommonConsoleConfig {
+    fn without_target(mode: ConsoleOutputMode) -> Self {
+        Self { file: None, mode, socket: None }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct SerialConfig {
+    #[serde(flatten)]
+    pub common: CommonConsoleConfig,
+}
+
 impl Default for SerialConfig {
     fn default() -> Self {
-        Self {
-            file: None,
-            mode: ConsoleOutputMode::Null,
-            socket: None,
-        }
+        Self { common: CommonConsoleConfig::without_target(ConsoleOutputMode::Null) }
     }
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct ConsoleConfig {
-    #[serde(default)]
-    pub file: Option<String>,
-    pub mode: ConsoleOutputMode,
-    #[serde(default)]
-    pub socket: Option<String>,
+    #[serde(flatten)]
+    pub common: CommonConsoleConfig,
     #[serde(default, flatten)]
     pub pci_common: PciDeviceCommonConfig,
 }
@@ -276,9 +278,7 @@ pub struct ConsoleConfig {
 impl Default for ConsoleConfig {
     fn default() -> Self {
         Self {
-            file: None,
-            mode: ConsoleOutputMode::Tty,
-            socket: None,
+            common: CommonConsoleConfig::without_target(ConsoleOutputMode::Tty),
             pci_common: PciDeviceCommonConfig::default(),
         }
     }
@@ -294,11 +294,7 @@ pub struct DebugConsoleConfig {
 
 impl Default for DebugConsoleConfig {
     fn default() -> Self {
-        Self {
-            file: None,
-            mode: ConsoleOutputMode::Off,
-            iobase: Some(0xe9),
-        }
+        Self { file: None, mode: ConsoleOutputMode::Off, iobase: Some(0xe9) }
     }
 }
 

@@ -10,14 +10,14 @@ mod requests;
 mod validate;
 
 pub use devices::{
-    ConsoleConfig, ConsoleOutputMode, DebugConsoleConfig, DiskConfig, ImageType,
-    LockGranularityChoice, MacAddr, NetConfig, PciDeviceCommonConfig, RngConfig, SerialConfig, VsockConfig,
+    ConsoleConfig, ConsoleOutputMode, DebugConsoleConfig, DiskConfig, ImageType, LockGranularityChoice, MacAddr,
+    NetConfig, PciDeviceCommonConfig, RngConfig, SerialConfig, VsockConfig,
 };
 pub use memory::{HotplugMethod, MemoryConfig, MemoryZoneConfig};
 pub use nulls::without_nulls;
 pub use requests::{
-    MemoryRestoreMode, RestoreConfig, VmReceiveMigrationData, VmRemoveDevice,
-    VmResize, VmResizeDisk, VmResizeZone, VmSendMigrationData, VmSnapshotConfig,
+    MemoryRestoreMode, RestoreConfig, VmReceiveMigrationData, VmRemoveDevice, VmResize, VmResizeDisk, VmResizeZone,
+    VmSendMigrationData, VmSnapshotConfig,
 };
 
 use serde::{Deserialize, Serialize};
@@ -230,15 +230,11 @@ mod tests {
 
     #[test]
     fn unknown_members_are_dropped_and_enums_are_case_sensitive() {
-        let config: VmConfig = serde_json::from_str(
-            r#"{"surprise":1,"disks":[{"path":"/d","image_type":"Raw","other":2}]}"#,
-        )
-        .unwrap();
+        let config: VmConfig =
+            serde_json::from_str(r#"{"surprise":1,"disks":[{"path":"/d","image_type":"Raw","other":2}]}"#).unwrap();
         let disk = &config.disks.unwrap()[0];
         assert_eq!(disk.image_type, ImageType::Raw);
-        let error = serde_json::from_str::<VmConfig>(r#"{"disks":[{"image_type":"raw"}]}"#)
-            .unwrap_err()
-            .to_string();
+        let error = serde_json::from_str::<VmConfig>(r#"{"disks":[{"image_type":"raw"}]}"#).unwrap_err().to_string();
         assert!(error.starts_with("unknown variant `raw`, expected one of `FixedVhd`"));
     }
 

@@ -47,16 +47,12 @@ impl VmConfig {
     }
 
     fn check_payload(&mut self) -> Outcome<()> {
-        let problem = |text: &str| {
-            Err(Chain::new(text).under("Payload configuration is not bootable"))
-        };
+        let problem = |text: &str| Err(Chain::new(text).under("Payload configuration is not bootable"));
         let Some(payload) = &mut self.payload else {
             return problem("No bootitem provided: neither firmware nor kernel");
         };
         match (&payload.firmware, &payload.kernel) {
-            (Some(_), Some(_)) => {
-                problem("Specifying a kernel is not supported when a firmware is provided")
-            }
+            (Some(_), Some(_)) => problem("Specifying a kernel is not supported when a firmware is provided"),
             (None, None) => problem("No bootitem provided: neither firmware nor kernel"),
             (None, Some(_)) => Ok(()),
             (Some(_), None) => {
@@ -69,8 +65,8 @@ impl VmConfig {
 
     fn check_consoles(&self) -> Outcome<()> {
         let missing = |mode, file: &Option<String>| mode == ConsoleOutputMode::File && file.is_none();
-        if missing(self.console.mode, &self.console.file)
-            || missing(self.serial.mode, &self.serial.file)
+        if missing(self.console.common.mode, &self.console.common.file)
+            || missing(self.serial.common.mode, &self.serial.common.file)
         {
             return Err(Chain::new("Path missing when using file console mode"));
         }
@@ -80,14 +76,10 @@ impl VmConfig {
     fn check_vcpus(&self) -> Outcome<()> {
         let (boot, max) = (self.cpus.boot_vcpus, self.cpus.max_vcpus);
         if max < boot {
-            return Err(Chain::new(format!(
-                "Max CPUs ({max}) lower than boot CPUs ({boot})"
-            )));
+            return Err(Chain::new(format!("Max CPUs ({max}) lower than boot CPUs ({boot})")));
         }
         if max > MAX_VCPUS {
-            return Err(Chain::new(format!(
-                "Too many CPUs: specified {max} but {MAX_VCPUS} is the limit"
-            )));
+            return Err(Chain::new(format!("Too many CPUs: specified {max} but {MAX_VCPUS} is the limit")));
         }
         Ok(())
     }
@@ -102,9 +94,7 @@ impl VmConfig {
         check_queue_size(disk.queue_size)?;
         if disk.queue_size <= 2 {
             let size = disk.queue_size;
-            return Err(Chain::new(format!(
-                "Block queue size must be greater than 2: {size}"
-            )));
+            return Err(Chain::new(format!("Block queue size must be greater than 2: {size}")));
         }
         match &disk.serial {
             Some(serial) if serial.len() > SERIAL_BYTES => Err(Chain::new(format!(
@@ -120,9 +110,7 @@ impl VmConfig {
         check_pci(&net.pci_common)?;
         let queues = net.num_queues;
         if queues < 2 {
-            return Err(Chain::new(format!(
-                "Number of queues ({queues}) to virtio_net should be higher than 2"
-            )));
+            return Err(Chain::new(format!("Number of queues ({queues}) to virtio_net should be higher than 2")));
         }
         check_net_fds(net)?;
         self.check_queues(queues / 2, queues)?;
@@ -133,9 +121,7 @@ impl VmConfig {
             )));
         }
         if !net.offload_csum && (net.offload_tso || net.offload_ufo) {
-            return Err(Chain::new(
-                "\"offload_tso\" and \"offload_ufo\" depend on \"offload_csum\"",
-            ));
+            return Err(Chain::new("\"offload_tso\" and \"offload_ufo\" depend on \"offload_csum\""));
         }
         match (&net.ip, &net.mask) {
             (None, Some(_)) => Err(Chain::new("Mask provided without an IP")),
@@ -146,9 +132,7 @@ impl VmConfig {
 
     fn check_vhost_user(&self, used: bool, has_socket: bool) -> Outcome<()> {
         if used && !self.backed_by_shared_memory() {
-            return Err(Chain::new(
-                "Using vhost-user requires using shared memory or huge pages",
-            ));
+            return Err(Chain::new("Using vhost-user requires using shared memory or huge pages"));
         }
         if used && !has_socket {
             return Err(Chain::new("No socket provided when using vhost-user"));
@@ -165,9 +149,7 @@ impl VmConfig {
     fn check_queues(&self, per_vcpu: usize, named: usize) -> Outcome<()> {
         let vcpus = self.cpus.boot_vcpus;
         if per_vcpu > vcpus as usize {
-            return Err(Chain::new(format!(
-                "Queue count ({named}) must not exceed boot vCPUs ({vcpus})"
-            )));
+            return Err(Chain::new(format!("Queue count ({named}) must not exceed boot vCPUs ({vcpus})")));
         }
         Ok(())
     }
@@ -184,9 +166,7 @@ impl VmConfig {
             return Err(Chain::new("CPU topology supports at most 2 threads per core"));
         }
         if parts.iter().map(|part| u32::from(*part)).product::<u32>() != self.cpus.max_vcpus {
-            return Err(Chain::new(
-                "Product of CPU topology parts does not match maximum vCPU",
-            ));
+            return Err(Chain::new("Product of CPU topology parts does not match maximum vCPU"));
         }
         Ok(())
     }
@@ -203,9 +183,7 @@ impl VmConfig {
         let zones = self.memory.zones.iter().flatten();
         let both = zones.map(|z| z.shared && z.mergeable).any(|both| both);
         if both || (self.memory.shared && self.memory.mergeable) {
-            return Err(Chain::new(
-                "Invalid to set both 'mergeable' and 'shared' for memory",
-            ));
+            return Err(Chain::new("Invalid to set both 'mergeable' and 'shared' for memory"));
         }
         Ok(())
     }
@@ -227,9 +205,7 @@ impl VmConfig {
         claim_id(ids, &balloon.pci_common)?;
         let (size, ram) = (balloon.size, self.ram_bytes());
         if size >= ram {
-            return Err(Chain::new(format!(
-                "Balloon size ({size}) greater than RAM ({ram})"
-            )));
+            return Err(Chain::new(format!("Balloon size ({size}) greater than RAM ({ram})")));
         }
         Ok(())
     }
@@ -237,10 +213,7 @@ impl VmConfig {
     fn check_landlock(&self) -> Outcome<()> {
         for rule in self.landlock_rules.iter().flatten() {
             if !std::path::Path::new(&rule.path).exists() {
-                return Err(Chain::new(format!(
-                    "Path {:?} provided in landlock-rules does not exist",
-                    rule.path
-                )));
+                return Err(Chain::new(format!("Path {:?} provided in landlock-rules does not exist", rule.path)));
             }
         }
         Ok(())
@@ -266,21 +239,16 @@ fn check_queue_size(size: u16) -> Outcome<()> {
     if size.is_power_of_two() {
         return Ok(());
     }
-    Err(Chain::new(format!(
-        "Queue size must be a power of 2 no greater than 32768: {size}"
-    )))
+    Err(Chain::new(format!("Queue size must be a power of 2 no greater than 32768: {size}")))
 }
 
 fn check_pci(common: &PciDeviceCommonConfig) -> Outcome<()> {
     match common.pci_device_id {
-        Some(id) if id >= PCI_SLOTS => Err(Chain::new(format!(
-            "Given PCI device ID ({id}) is out of the supported range of 0..{PCI_SLOTS}"
-        ))),
+        Some(id) if id >= PCI_SLOTS => {
+            Err(Chain::new(format!("Given PCI device ID ({id}) is out of the supported range of 0..{PCI_SLOTS}")))
+        }
         Some(0) => Err(Chain::new("Given PCI device ID (0) is reserved")),
-        _ if common.pci_segment > 0 => Err(Chain::new(format!(
-            "Invalid PCI segment id: {}",
-            common.pci_segment
-        ))),
+        _ if common.pci_segment > 0 => Err(Chain::new(format!("Invalid PCI segment id: {}", common.pci_segment))),
         _ => Ok(()),
     }
 }
@@ -317,21 +285,9 @@ mod tests {
         assert_eq!(problem("{}"), ["Payload configuration is not bootable", boot]);
         let kernel = r#""payload":{"kernel":"/k"}"#;
         let with = |rest: &str| problem(&format!("{{{kernel},{rest}}}")).join("|");
-        assert_eq!(
-            with(r#""disks":[{"id":"a"},{"id":"a"}]"#),
-            "Identifier a is not unique"
-        );
-        assert_eq!(
-            with(r#""cpus":{"boot_vcpus":2,"max_vcpus":1}"#),
-            "Max CPUs (1) lower than boot CPUs (2)"
-        );
-        assert_eq!(
-            with(r#""net":[{"num_queues":4}]"#),
-            "Queue count (4) must not exceed boot vCPUs (1)"
-        );
-        assert_eq!(
-            with(r#""vsock":{"cid":2,"socket":"/s"}"#),
-            "2 is a special VSOCK CID"
-        );
+        assert_eq!(with(r#""disks":[{"id":"a"},{"id":"a"}]"#), "Identifier a is not unique");
+        assert_eq!(with(r#""cpus":{"boot_vcpus":2,"max_vcpus":1}"#), "Max CPUs (1) lower than boot CPUs (2)");
+        assert_eq!(with(r#""net":[{"num_queues":4}]"#), "Queue count (4) must not exceed boot vCPUs (1)");
+        assert_eq!(with(r#""vsock":{"cid":2,"socket":"/s"}"#), "2 is a special VSOCK CID");
     }
 }

@@ -15,10 +15,7 @@ pub struct Clock {
 impl Clock {
     /// A stopped clock that has run for this many milliseconds.
     pub fn stopped_at(ms: u64) -> Self {
-        Self {
-            before: Duration::from_millis(ms),
-            since: None,
-        }
+        Self { before: Duration::from_millis(ms), since: None }
     }
 
     /// Lets the clock run.

@@ -19,25 +19,10 @@ const EVENT_INTERVAL: Duration = Duration::from_millis(50);
 
 enum State {
     Head,
-    Body {
-        head: Head,
-        reader: BodyReader,
-        body: Vec<u8>,
-        length: u64,
-    },
-    Job {
-        head: Head,
-        job: Job,
-        next: Instant,
-    },
-    Stream {
-        head: Head,
-        left: u64,
-    },
-    Events {
-        number: u64,
-        next: Instant,
-    },
+    Body { head: Head, reader: BodyReader, body: Vec<u8>, length: u64 },
+    Job { head: Head, job: Job, next: Instant },
+    Stream { head: Head, left: u64 },
+    Events { number: u64, next: Instant },
     WebSocket,
     Closing,
 }
@@ -53,12 +38,7 @@ pub struct Conn {
 impl Conn {
     /// A new connection to a port.
     pub fn new(port: u16) -> Self {
-        Self {
-            port,
-            input: Vec::new(),
-            output: Vec::new(),
-            state: State::Head,
-        }
+        Self { port, input: Vec::new(), output: Vec::new(), state: State::Head }
     }
 
     /// Takes bytes of the client.
@@ -104,12 +84,7 @@ impl Conn {
     fn step(&mut self, now: Instant, machine: &mut Machine, net: &mut dyn Network) -> bool {
         match std::mem::replace(&mut self.state, State::Closing) {
             State::Head => self.read_head(),
-            State::Body {
-                head,
-                mut reader,
-                mut body,
-                mut length,
-            } => {
+            State::Body { head, mut reader, mut body, mut length } => {
                 let keep = |bytes: &[u8]| {
                     length += bytes.len() as u64;
                     if body.len() + bytes.len() <= BODY_LIMIT && head.path() != "/sink" {
@@ -119,12 +94,7 @@ impl Conn {
                 match reader.read(&mut self.input, keep) {
                     Ok(true) => self.reply(head, &body, length, now, machine),
                     Ok(false) => {
-                        self.state = State::Body {
-                            head,
-                            reader,
-                            body,
-                            length,
-                        };
+                        self.state = State::Body { head, reader, body, length };
                         return false;
                     }
                     Err(()) => {}
@@ -178,12 +148,7 @@ impl Conn {
                 if framing != Framing::Length(0) && head.header("expect").is_some() {
                     self.output.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
                 }
-                self.state = State::Body {
-                    head,
-                    reader: BodyReader::new(framing),
-                    body: Vec::new(),
-                    length: 0,
-                };
+                self.state = State::Body { head, reader: BodyReader::new(framing), body: Vec::new(), length: 0 };
                 true
             }
             Ok(None) => {
@@ -198,13 +163,7 @@ impl Conn {
         let reply = answer(self.port, &head, body, length, machine);
         match reply {
             Reply::Full { .. } => drop(self.full(&head, &reply)),
-            Reply::Run(job) => {
-                self.state = State::Job {
-                    head,
-                    job,
-                    next: now,
-                }
-            }
+            Reply::Run(job) => self.state = State::Job { head, job, next: now },
             Reply::WebSocket => {
                 self.output.extend(ws::accept(&head));
                 self.state = State::WebSocket;
@@ -221,22 +180,14 @@ impl Conn {
                 let text = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\
                     Cache-Control: no-cache\r\nTransfer-Encoding: chunked\r\n\r\n";
                 self.output.extend(text.bytes());
-                self.state = State::Events {
-                    number: 0,
-                    next: now,
-                };
+                self.state = State::Events { number: 0, next: now };
             }
         }
     }
 
     /// Queues a whole answer; always true, so that the next request is looked at.
     fn full(&mut self, head: &Head, reply: &Reply) -> bool {
-        if let Reply::Full {
-            status,
-            media_type,
-            body,
-        } = reply
-        {
+        if let Reply::Full { status, media_type, body } = reply {
             self.output.extend(response(*status, media_type, body, head));
         }
         self.after(head);

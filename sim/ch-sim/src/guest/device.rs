@@ -21,10 +21,7 @@ pub struct Card {
 impl Card {
     /// A card on an opened TAP.
     pub fn new(tap: OwnedFd) -> Self {
-        Self {
-            tap: tap.into(),
-            received: None,
-        }
+        Self { tap: tap.into(), received: None }
     }
 
     /// Descriptor to poll for frames.

@@ -74,8 +74,7 @@ fn rfc3339(seconds: u64) -> String {
     // Civil date from days: years start in March, so the leap day is the last one (proleptic Gregorian).
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_index = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_index + 2) / 5 + 1;
@@ -157,9 +156,12 @@ mod tests {
     #[test]
     fn uploads_land_where_the_shell_finds_them() {
         let mut fs = Fs::default();
-        let mut wire = b"POST /files/upload?path=/tmp/u HTTP/1.1\r\nContent-Type: multipart/form-data; boundary=XX\r\n\r\n".to_vec();
+        let mut wire =
+            b"POST /files/upload?path=/tmp/u HTTP/1.1\r\nContent-Type: multipart/form-data; boundary=XX\r\n\r\n"
+                .to_vec();
         let head = Head::take(&mut wire).unwrap().unwrap();
-        let body = b"--XX\r\nContent-Disposition: form-data; name=\"file\"; filename=\"u\"\r\n\r\nab\r\ncd\r\n--XX--\r\n";
+        let body =
+            b"--XX\r\nContent-Disposition: form-data; name=\"file\"; filename=\"u\"\r\n\r\nab\r\ncd\r\n--XX--\r\n";
         answer(&head, body, &mut fs).unwrap();
         let cat = command("cat", &["/tmp/u".to_owned()], "/", &mut fs);
         assert_eq!(cat.as_deref(), Ok("ab\r\ncd"));

@@ -63,12 +63,7 @@ impl Default for Fs {
 
 impl Node {
     fn dir(mode: u32) -> Self {
-        Self {
-            dir: true,
-            mode,
-            modified: now(),
-            content: Vec::new(),
-        }
+        Self { dir: true, mode, modified: now(), content: Vec::new() }
     }
 }
 

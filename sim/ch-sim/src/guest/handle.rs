@@ -68,22 +68,13 @@ impl GuestHandle {
     /// Starts the guest's thread.
     pub fn spawn(spec: Spec) -> io::Result<Self> {
         let (sender, commands) = channel();
-        let wake = Arc::new(EventFd::from_flags(
-            EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
-        )?);
-        let inbox = Inbox {
-            commands,
-            wake: Arc::clone(&wake),
-        };
+        let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+        let inbox = Inbox { commands, wake: Arc::clone(&wake) };
         let thread = std::thread::Builder::new()
             .name("vcpu0".to_owned())
             .stack_size(512 << 10)
             .spawn(move || thread::run(spec, inbox))?;
-        Ok(Self {
-            commands: sender,
-            wake,
-            thread: Some(thread),
-        })
+        Ok(Self { commands: sender, wake, thread: Some(thread) })
     }
 
     /// Stops the guest; returns its state for memory (empty when the guest is gone).

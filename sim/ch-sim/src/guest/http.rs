@@ -30,20 +30,15 @@ impl Head {
         let text = String::from_utf8_lossy(&head[..end]).into_owned();
         let mut lines = text.split("\r\n");
         let mut first = lines.next().unwrap_or_default().splitn(3, ' ');
-        let (Some(method), Some(target), Some(version)) = (first.next(), first.next(), first.next())
-        else {
+        let (Some(method), Some(target), Some(version)) = (first.next(), first.next(), first.next()) else {
             return Err(());
         };
         let headers: Vec<(String, String)> = lines
             .filter_map(|line| line.split_once(':'))
             .map(|(name, value)| (name.trim().to_owned(), value.trim().to_owned()))
             .collect();
-        let mut head = Self {
-            method: method.to_owned(),
-            target: target.to_owned(),
-            headers,
-            keep_alive: version == "HTTP/1.1",
-        };
+        let mut head =
+            Self { method: method.to_owned(), target: target.to_owned(), headers, keep_alive: version == "HTTP/1.1" };
         if let Some(connection) = head.header("connection") {
             let connection = connection.to_ascii_lowercase();
             head.keep_alive = !connection.contains("close") && version == "HTTP/1.1";
@@ -106,11 +101,7 @@ impl BodyReader {
             Framing::Length(length) => length,
             Framing::Chunked => 0,
         };
-        Self {
-            framing,
-            left,
-            done: framing == Framing::Length(0),
-        }
+        Self { framing, left, done: framing == Framing::Length(0) }
     }
 
     /// Moves what is there of the body from `input` to `sink`.

@@ -26,13 +26,7 @@ pub struct Machine {
 impl Machine {
     /// A machine with this state.
     pub fn new(state: State, disk: Option<Arc<Mutex<Image>>>, version: String) -> Self {
-        Self {
-            clock: Clock::stopped_at(state.running_ms),
-            state,
-            disk,
-            version,
-            pending: None,
-        }
+        Self { clock: Clock::stopped_at(state.running_ms), state, disk, version, pending: None }
     }
 
     /// Does something to the machine shortly.

@@ -83,8 +83,8 @@ impl Seed {
 
     /// Carries the seed out, as cloud-init would on the first boot.
     pub fn apply(&self, state: &mut State) {
-        let hostname = yaml::scalar(&self.user_data, "hostname")
-            .or_else(|| yaml::scalar(&self.meta_data, "local-hostname"));
+        let hostname =
+            yaml::scalar(&self.user_data, "hostname").or_else(|| yaml::scalar(&self.meta_data, "local-hostname"));
         if let Some(hostname) = hostname {
             state.hostname = hostname;
         }
@@ -106,22 +106,47 @@ impl Seed {
     }
 }
 
-/// Environment files become variables: `/etc/environment` and `*.env`, also below `/etc/profile.d`.
+/// Environment files become variables: `/etc/environment`, other files of that name, `*.env`, and what
+/// `/etc/profile.d` exports.
 fn read_environment(path: &str, content: &[u8], state: &mut State) {
-    let known = path == "/etc/environment" || path.ends_with(".env");
-    if !known && !path.starts_with("/etc/profile.d/") {
-        return;
+    let known = path.ends_with("/environment") || path.ends_with(".env") || path.starts_with("/etc/profile.d/");
+    if known {
+        state.env.extend(variables(&String::from_utf8_lossy(content)));
     }
-    for line in String::from_utf8_lossy(content).lines() {
-        let line = line.trim().trim_start_matches("export ");
-        let Some((name, value)) = line.split_once('=') else {
-            continue;
-        };
-        if name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') && !name.is_empty() {
-            let value = value.trim_matches(|c| c == '"' || c == '\'');
-            state.env.insert(name.to_owned(), value.to_owned());
+}
+
+/// Reads `NAME=value` as systemd's EnvironmentFile and shells do: a value may stand in quotes, go over
+/// several lines there, and escape a character by a backslash in double quotes.
+fn variables(text: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut rest = text;
+    while let Some((name, after)) = rest.split_once('=') {
+        let line_start = name.rfind('\n').map_or(0, |at| at + 1);
+        let name = name[line_start..].trim().trim_start_matches("export ");
+        let (value, after) = value(after);
+        if !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+            found.push((name.to_owned(), value));
+        }
+        rest = after;
+    }
+    found
+}
+
+/// The value at the beginning of a text, and the text behind its line.
+fn value(text: &str) -> (String, &str) {
+    let mut value = String::new();
+    let mut quote = None;
+    let mut chars = text.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match (quote, c) {
+            (None, '\n') => return (value, &text[at + 1..]),
+            (None, '"' | '\'') => quote = Some(c),
+            (Some(open), c) if c == open => quote = None,
+            (Some('"') | None, '\\') => value.extend(chars.next().map(|(_, escaped)| escaped)),
+            _ => value.push(c),
         }
     }
+    (value, "")
 }
 
 /// Parses `192.168.0.2/24`; a missing prefix is 24.

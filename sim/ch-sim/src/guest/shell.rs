@@ -43,7 +43,10 @@ enum What {
 pub enum Progress {
     /// Look again at this time, or when the network did something.
     Waiting(Instant),
-    Done { code: i32, output: String },
+    Done {
+        code: i32,
+        output: String,
+    },
     TimedOut,
 }
 
@@ -89,10 +92,7 @@ impl Job {
             }
             let Some(line) = self.lines.pop_front() else {
                 let output = std::mem::take(&mut self.output);
-                return Progress::Done {
-                    code: self.status,
-                    output,
-                };
+                return Progress::Done { code: self.status, output };
             };
             let runs = match line.link {
                 Link::Always => true,
@@ -106,12 +106,7 @@ impl Job {
     }
 
     /// Ends what the current command waits for; returns when to look again if it still waits.
-    fn still_waiting(
-        &mut self,
-        now: Instant,
-        machine: &mut Machine,
-        net: &mut dyn Network,
-    ) -> Option<Instant> {
+    fn still_waiting(&mut self, now: Instant, machine: &mut Machine, net: &mut dyn Network) -> Option<Instant> {
         let wait = self.waiting.as_ref()?;
         let late = now >= wait.until;
         let outcome = match wait.what {
@@ -151,11 +146,7 @@ impl Job {
         match self.run(name, args, now, machine, net) {
             Effect::Done(code, output) => self.finish(code, &output, redirect, machine),
             Effect::Wait(what, until) => {
-                self.waiting = Some(Wait {
-                    what,
-                    until,
-                    redirect,
-                });
+                self.waiting = Some(Wait { what, until, redirect });
             }
             Effect::Script(script) => {
                 for line in lines(&script).into_iter().rev() {
@@ -169,13 +160,7 @@ impl Job {
         }
     }
 
-    fn finish(
-        &mut self,
-        code: i32,
-        output: &str,
-        redirect: Option<(String, bool)>,
-        machine: &mut Machine,
-    ) {
+    fn finish(&mut self, code: i32, output: &str, redirect: Option<(String, bool)>, machine: &mut Machine) {
         self.status = code;
         let Some((path, append)) = redirect else {
             self.output.push_str(output);

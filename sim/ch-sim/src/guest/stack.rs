@@ -9,9 +9,7 @@ use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::{icmp, tcp};
 use smoltcp::time::{Duration as StackDuration, Instant as StackInstant};
-use smoltcp::wire::{
-    EthernetAddress, HardwareAddress, Icmpv4Packet, Icmpv4Repr, IpAddress, IpCidr, IpEndpoint,
-};
+use smoltcp::wire::{EthernetAddress, HardwareAddress, Icmpv4Packet, Icmpv4Repr, IpAddress, IpCidr, IpEndpoint};
 
 use super::conn::Conn;
 use super::device::Card;
@@ -20,6 +18,8 @@ use super::toolbox::{APP_PORT, TOOLBOX_PORT};
 
 /// Buffer of a TCP socket in each direction; pages are only used when data fills them.
 const BUFFER_BYTES: usize = 64 << 10;
+/// Closing outgoing sockets that are kept.
+const FINISHED_LIMIT: usize = 32;
 /// First local port of outgoing connections.
 const FIRST_LOCAL_PORT: u16 = 32_768;
 
@@ -48,7 +48,7 @@ struct Outgoing {
     next_port: u16,
     dials: BTreeMap<usize, SocketHandle>,
     pings: BTreeMap<usize, (SocketHandle, u16)>,
-    /// Reset sockets whose last frame may still have to leave.
+    /// Sockets that are closing: their last frames still have to leave.
     finished: Vec<SocketHandle>,
 }
 
@@ -110,13 +110,28 @@ impl Stack {
             let now = self.now();
             self.iface.poll_maintenance(now);
             self.iface.poll_egress(now, &mut self.card, &mut self.sockets);
-            for handle in self.outgoing.finished.drain(..) {
-                self.sockets.remove(handle);
-            }
+            self.drop_finished();
             if !moved {
                 break;
             }
         }
+    }
+
+    /// Drops outgoing sockets that are closed, and old ones whose peer does not close.
+    fn drop_finished(&mut self) {
+        let surplus = self.outgoing.finished.len().saturating_sub(FINISHED_LIMIT);
+        let sockets = &mut self.sockets;
+        let mut index = 0;
+        self.outgoing.finished.retain(|handle| {
+            index += 1;
+            let socket = sockets.get_mut::<tcp::Socket>(*handle);
+            let closed = matches!(socket.state(), tcp::State::Closed | tcp::State::TimeWait);
+            let dropped = closed || index <= surplus;
+            if dropped {
+                sockets.remove(*handle);
+            }
+            !dropped
+        });
     }
 
     /// When something happens next without a frame: retransmissions, jobs, events.
@@ -210,10 +225,7 @@ impl Stack {
     /// Whether a connection goes on; closed sockets and ones whose port was only tried are dropped.
     fn keeps(&mut self, handle: SocketHandle) -> bool {
         let socket = self.sockets.get_mut::<tcp::Socket>(handle);
-        !matches!(
-            socket.state(),
-            tcp::State::Closed | tcp::State::Listen | tcp::State::TimeWait
-        )
+        !matches!(socket.state(), tcp::State::Closed | tcp::State::Listen | tcp::State::TimeWait)
     }
 }
 
@@ -261,17 +273,11 @@ impl Network for Egress<'_> {
     }
 
     fn ping(&mut self, host: Ipv4Addr) -> Option<usize> {
-        let buffer = || {
-            icmp::PacketBuffer::new(vec![icmp::PacketMetadata::EMPTY; 4], vec![0; 512])
-        };
+        let buffer = || icmp::PacketBuffer::new(vec![icmp::PacketMetadata::EMPTY; 4], vec![0; 512]);
         let mut socket = icmp::Socket::new(buffer(), buffer());
         let ident = u16::from_ne_bytes(crate::random::bytes());
         socket.bind(icmp::Endpoint::Ident(ident)).ok()?;
-        let request = Icmpv4Repr::EchoRequest {
-            ident,
-            seq_no: 1,
-            data: b"ch-sim",
-        };
+        let request = Icmpv4Repr::EchoRequest { ident, seq_no: 1, data: b"ch-sim" };
         let payload = socket.send(request.buffer_len(), IpAddress::Ipv4(host)).ok()?;
         let mut packet = Icmpv4Packet::new_unchecked(payload);
         request.emit(&mut packet, &ChecksumCapabilities::default());
@@ -288,9 +294,9 @@ impl Network for Egress<'_> {
         let socket = self.sockets.get_mut::<icmp::Socket>(*handle);
         while let Ok((payload, from)) = socket.recv() {
             let reply = Icmpv4Packet::new_checked(payload).ok().and_then(|packet| {
-                Icmpv4Repr::parse(&packet, &ChecksumCapabilities::default()).ok().map(|repr| {
-                    matches!(repr, Icmpv4Repr::EchoReply { ident: got, .. } if got == *ident)
-                })
+                Icmpv4Repr::parse(&packet, &ChecksumCapabilities::default())
+                    .ok()
+                    .map(|repr| matches!(repr, Icmpv4Repr::EchoReply { ident: got, .. } if got == *ident))
             });
             if reply == Some(true) && from != IpAddress::Ipv4(self.own) {
                 return true;
@@ -301,8 +307,12 @@ impl Network for Egress<'_> {
 
     fn hang_up(&mut self, id: usize) {
         if let Some(handle) = self.outgoing.dials.remove(&id) {
-            // A reset frees both ends at once; it leaves with the next frame.
-            self.sockets.get_mut::<tcp::Socket>(handle).abort();
+            let socket = self.sockets.get_mut::<tcp::Socket>(handle);
+            match socket.state() {
+                // The peer must first see that it was connected.
+                tcp::State::Established => socket.close(),
+                _ => socket.abort(),
+            }
             self.outgoing.finished.push(handle);
         }
         if let Some((handle, _)) = self.outgoing.pings.remove(&id) {

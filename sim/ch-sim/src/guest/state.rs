@@ -34,11 +34,7 @@ pub struct State {
 
 impl Default for State {
     fn default() -> Self {
-        let env = [
-            ("HOME", "/home/daytona"),
-            ("PATH", "/usr/local/bin:/usr/bin:/bin"),
-            ("USER", "daytona"),
-        ];
+        let env = [("HOME", "/home/daytona"), ("PATH", "/usr/local/bin:/usr/bin:/bin"), ("USER", "daytona")];
         Self {
             boot_id: crate::random::uuid(),
             hostname: "ch-sim".to_owned(),

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::GuestEvent;
 use super::device::Card;
 use super::handle::{Command, Inbox, NetSpec, Spec, Start};
 use super::machine::Machine;
 use super::seed;
 use super::stack::{Address, Stack};
 use super::state::State;
-use super::GuestEvent;
 use crate::context::Context;
 use crate::faults::Action;
 use crate::serial::Writer;
@@ -151,11 +151,7 @@ impl Guest {
             return;
         }
         let state = &self.machine.state;
-        let address = Address {
-            mac: net.mac,
-            ip: state.address,
-            gateway: state.gateway,
-        };
+        let address = Address { mac: net.mac, ip: state.address, gateway: state.gateway };
         let mut stack = Stack::new(Card::new(net.tap), address);
         if !self.paused {
             stack.announce();

@@ -21,11 +21,7 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How a request is answered.
 pub enum Reply {
     /// A whole answer.
-    Full {
-        status: u16,
-        media_type: &'static str,
-        body: Vec<u8>,
-    },
+    Full { status: u16, media_type: &'static str, body: Vec<u8> },
     /// This many bytes of a pattern.
     Stream(u64),
     /// Server-sent events until the client leaves.
@@ -39,29 +35,17 @@ pub enum Reply {
 impl Reply {
     /// A JSON answer.
     pub fn json(status: u16, value: &Value) -> Self {
-        Self::Full {
-            status,
-            media_type: "application/json; charset=utf-8",
-            body: value.to_string().into_bytes(),
-        }
+        Self::Full { status, media_type: "application/json; charset=utf-8", body: value.to_string().into_bytes() }
     }
 
     /// An answer without a body.
     pub fn empty(status: u16) -> Self {
-        Self::Full {
-            status,
-            media_type: "text/plain",
-            body: Vec::new(),
-        }
+        Self::Full { status, media_type: "text/plain", body: Vec::new() }
     }
 
     /// Bytes with status 200.
     pub fn bytes(media_type: &'static str, body: Vec<u8>) -> Self {
-        Self::Full {
-            status: 200,
-            media_type,
-            body,
-        }
+        Self::Full { status: 200, media_type, body }
     }
 
     /// A failure in the toolbox's form.
@@ -156,9 +140,7 @@ fn proxied(rest: &str, head: &Head, length: u64) -> Reply {
     let (port, path) = rest.split_once('/').unwrap_or((rest, ""));
     match port.parse::<u16>() {
         Ok(APP_PORT) => application(&format!("/{path}"), head, length),
-        Ok(port) => {
-            Reply::error(502, &format!("dial tcp 127.0.0.1:{port}: connect: connection refused"), head)
-        }
+        Ok(port) => Reply::error(502, &format!("dial tcp 127.0.0.1:{port}: connect: connection refused"), head),
         Err(_) => Reply::error(400, "invalid port", head),
     }
 }

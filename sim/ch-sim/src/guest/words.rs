@@ -77,11 +77,7 @@ pub fn lines(script: &str) -> Vec<Line> {
 
 /// Splits one command into words, expanding variables; `status` is `$?`.
 pub fn words(text: &str, env: &BTreeMap<String, String>, status: i32) -> Words {
-    let mut parser = Parser {
-        words: Words::default(),
-        word: None,
-        target: None,
-    };
+    let mut parser = Parser { words: Words::default(), word: None, target: None };
     let mut chars = text.chars().peekable();
     let mut quote = None;
     while let Some(c) = chars.next() {

@@ -111,17 +111,11 @@ fn starts_top_level(line: &str) -> bool {
 }
 
 /// Lines of a block scalar: all that are indented deeper than its key.
-fn block<'a>(
-    lines: &mut std::iter::Peekable<impl Iterator<Item = &'a str>>,
-    key_indent: usize,
-    strip: bool,
-) -> String {
+fn block<'a>(lines: &mut std::iter::Peekable<impl Iterator<Item = &'a str>>, key_indent: usize, strip: bool) -> String {
     let indent_of = |line: &str| line.len() - line.trim_start().len();
     let mut indent = None;
     let mut text = String::new();
-    while let Some(line) =
-        lines.next_if(|line| line.trim().is_empty() || indent_of(line) > key_indent)
-    {
+    while let Some(line) = lines.next_if(|line| line.trim().is_empty() || indent_of(line) > key_indent) {
         if line.trim().is_empty() {
             text.push('\n');
             continue;

@@ -127,9 +127,7 @@ impl Connection {
             }
             Err(text) => self.answer(Response::from_library(
                 400,
-                format!(
-                    "{{ \"error\": \"{text}\nAll previous unanswered requests will be dropped.\" }}"
-                ),
+                format!("{{ \"error\": \"{text}\nAll previous unanswered requests will be dropped.\" }}"),
             )),
         }
         requests
@@ -163,12 +161,7 @@ impl Connection {
 fn receive(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = cmsg_space!([std::os::fd::RawFd; FD_LIMIT]);
     let mut parts = [IoSliceMut::new(buffer)];
-    let message = recvmsg::<()>(
-        stream.as_raw_fd(),
-        &mut parts,
-        Some(&mut space),
-        MsgFlags::MSG_CMSG_CLOEXEC,
-    )?;
+    let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
     let mut files = Vec::new();
     for control in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(fds) = control {

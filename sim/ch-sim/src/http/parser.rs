@@ -62,11 +62,7 @@ pub struct Parser {
 
 impl Default for Parser {
     fn default() -> Self {
-        Self {
-            pending: Vec::new(),
-            state: State::RequestLine,
-            files: Vec::new(),
-        }
+        Self { pending: Vec::new(), state: State::RequestLine, files: Vec::new() }
     }
 }
 
@@ -102,12 +98,7 @@ impl Parser {
     }
 
     /// Understands one more piece of the input; false when more bytes are needed.
-    fn advance(
-        &mut self,
-        input: &[u8],
-        at: &mut usize,
-        steps: &mut Vec<Step>,
-    ) -> Result<bool, ParseError> {
+    fn advance(&mut self, input: &[u8], at: &mut usize, steps: &mut Vec<Step>) -> Result<bool, ParseError> {
         match std::mem::replace(&mut self.state, State::RequestLine) {
             State::Body(head, mut body) => {
                 let missing = head.length - body.len();
@@ -146,18 +137,11 @@ impl Parser {
         }
     }
 
-    fn unfinished_header(
-        &mut self,
-        head: Head,
-        input: &[u8],
-        at: usize,
-    ) -> Result<bool, ParseError> {
+    fn unfinished_header(&mut self, head: Head, input: &[u8], at: usize) -> Result<bool, ParseError> {
         self.state = State::Headers(head);
         if at == 0 && input.len() >= LINE_LIMIT {
             let line = String::from_utf8_lossy(input);
-            return Err(format!(
-                "Invalid header. Reason: Invalid content length. Header: {line}"
-            ));
+            return Err(format!("Invalid header. Reason: Invalid content length. Header: {line}"));
         }
         Ok(false)
     }
@@ -184,12 +168,7 @@ impl Parser {
     }
 
     fn ready(&mut self, head: Head, body: Option<Vec<u8>>) -> Step {
-        Step::Ready(Request {
-            method: head.method,
-            path: head.path,
-            body,
-            files: std::mem::take(&mut self.files),
-        })
+        Step::Ready(Request { method: head.method, path: head.path, body, files: std::mem::take(&mut self.files) })
     }
 }
 
@@ -203,8 +182,7 @@ fn next_line<'a>(input: &'a [u8], at: &mut usize) -> Option<&'a [u8]> {
 
 fn request_line(line: &[u8]) -> Result<Head, ParseError> {
     let mut parts = line.splitn(3, |byte| *byte == b' ');
-    let (Some(method), Some(uri), Some(version)) = (parts.next(), parts.next(), parts.next())
-    else {
+    let (Some(method), Some(uri), Some(version)) = (parts.next(), parts.next(), parts.next()) else {
         return Err("Invalid request.".into());
     };
     let method = match method {
@@ -222,12 +200,7 @@ fn request_line(line: &[u8]) -> Result<Head, ParseError> {
     if !matches!(version, b"HTTP/1.0" | b"HTTP/1.1") {
         return Err("Invalid HTTP Version: Unsupported HTTP version.".into());
     }
-    Ok(Head {
-        method,
-        path: absolute_path(uri).to_owned(),
-        length: 0,
-        expect: false,
-    })
+    Ok(Head { method, path: absolute_path(uri).to_owned(), length: 0, expect: false })
 }
 
 /// Path of an absolute or relative URI; empty when there is none.
@@ -257,9 +230,7 @@ fn header(head: &mut Head, line: &[u8]) -> Result<(), ParseError> {
             let accepts_identity = value.contains("identity");
             for encoding in value.split(',').map(str::trim) {
                 if encoding == "identity;q=0" || (encoding == "*;q=0" && !accepts_identity) {
-                    return invalid(format!(
-                        "Invalid value. Key:Accept-Encoding; Value:{encoding}"
-                    ));
+                    return invalid(format!("Invalid value. Key:Accept-Encoding; Value:{encoding}"));
                 }
             }
         }
@@ -297,14 +268,8 @@ mod tests {
     #[test]
     fn limits_and_refusals() {
         let refused = |wire: &[u8]| Parser::default().feed(wire).unwrap_err();
-        assert_eq!(
-            refused(b"POST / HTTP/1.1\r\n\r\n"),
-            "Invalid HTTP Method: Unsupported HTTP method."
-        );
-        assert_eq!(
-            refused(b"GET / HTTP/2.0\r\n\r\n"),
-            "Invalid HTTP Version: Unsupported HTTP version."
-        );
+        assert_eq!(refused(b"POST / HTTP/1.1\r\n\r\n"), "Invalid HTTP Method: Unsupported HTTP method.");
+        assert_eq!(refused(b"GET / HTTP/2.0\r\n\r\n"), "Invalid HTTP Version: Unsupported HTTP version.");
         assert_eq!(
             refused(b"PUT / HTTP/1.1\r\nContent-Length: 51201\r\n\r\n"),
             "Request payload with size 51201 is larger than the limit of 51200 allowed by server."

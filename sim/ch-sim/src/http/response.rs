@@ -12,28 +12,17 @@ pub struct Response {
 impl Response {
     /// An answer of the API; 100 and 204 have neither Content-Type nor Content-Length.
     pub fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self {
-            status,
-            body: body.into(),
-            server: "Cloud Hypervisor API",
-            media_type: "application/json",
-        }
+        Self { status, body: body.into(), server: "Cloud Hypervisor API", media_type: "application/json" }
     }
 
     /// An answer of the HTTP layer itself, which names another server.
     pub fn from_library(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self {
-            server: "Firecracker API",
-            ..Self::new(status, body)
-        }
+        Self { server: "Firecracker API", ..Self::new(status, body) }
     }
 
     /// The bytes to send.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut head = format!(
-            "HTTP/1.1 {} \r\nServer: {}\r\nConnection: keep-alive\r\n",
-            self.status, self.server
-        );
+        let mut head = format!("HTTP/1.1 {} \r\nServer: {}\r\nConnection: keep-alive\r\n", self.status, self.server);
         if !matches!(self.status, 100 | 204) {
             let length = self.body.len();
             head += &format!("Content-Type: {}\r\n", self.media_type);

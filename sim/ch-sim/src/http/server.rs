@@ -39,11 +39,7 @@ impl StopHandle {
 impl Server {
     /// Serves an already listening socket.
     pub fn new(listener: UnixListener) -> io::Result<Self> {
-        Ok(Self {
-            listener,
-            stop: Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?),
-            connections: Vec::new(),
-        })
+        Ok(Self { listener, stop: Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?), connections: Vec::new() })
     }
 
     /// Handle that ends [`Server::run`].
@@ -67,9 +63,7 @@ impl Server {
             return Ok(false);
         }
         let mut requests = Vec::new();
-        for (index, (connection, ready)) in
-            self.connections.iter_mut().zip(&ready[2..]).enumerate()
-        {
+        for (index, (connection, ready)) in self.connections.iter_mut().zip(&ready[2..]).enumerate() {
             let complete = connection.on_ready(*ready);
             requests.extend(complete.into_iter().map(|request| (index, request)));
         }
@@ -86,15 +80,8 @@ impl Server {
 
     /// Waits for the stop handle, the listener and the connections, in this order; what poll(2) reported of each.
     fn wait(&self) -> io::Result<Vec<i16>> {
-        let entry = |fd: BorrowedFd<'_>, events| libc::pollfd {
-            fd: fd.as_raw_fd(),
-            events,
-            revents: 0,
-        };
-        let mut fds = vec![
-            entry(self.stop.as_fd(), libc::POLLIN),
-            entry(self.listener.as_fd(), libc::POLLIN),
-        ];
+        let entry = |fd: BorrowedFd<'_>, events| libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
+        let mut fds = vec![entry(self.stop.as_fd(), libc::POLLIN), entry(self.listener.as_fd(), libc::POLLIN)];
         fds.extend(self.connections.iter().map(|c| entry(c.fd(), c.interest())));
         loop {
             // SAFETY: the pointer and length describe the vector; its descriptors are open.

@@ -1,7 +1,7 @@
 //! Lifecycle calls (state x call table: cloud-hypervisor.md 2.3).
 
 use super::vm::{Vm, VmParts};
-use super::{Vmm, VmState};
+use super::{VmState, Vmm};
 use crate::api::{Answer, Call};
 use crate::config::VmConfig;
 use crate::error::{Chain, Outcome};
@@ -100,20 +100,12 @@ impl Vmm {
 
     fn pause(&mut self) -> Outcome<()> {
         let vm = self.vm_mut()?;
-        vm.pause().map_err(|chain| {
-            chain
-                .under("Failed to pause migratable component")
-                .under("Cannot pause VM")
-        })
+        vm.pause().map_err(|chain| chain.under("Failed to pause migratable component").under("Cannot pause VM"))
     }
 
     pub(super) fn resume(&mut self) -> Outcome<()> {
         let vm = self.vm_mut()?;
-        vm.resume().map_err(|chain| {
-            chain
-                .under("Failed to resume migratable component")
-                .under("Cannot resume VM")
-        })
+        vm.resume().map_err(|chain| chain.under("Failed to resume migratable component").under("Cannot resume VM"))
     }
 
     pub(super) fn shutdown(&mut self) -> Outcome<()> {

@@ -6,9 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex};
 
 use super::tree::Tree;
-use crate::config::{
-    ConsoleOutputMode, DiskConfig, MacAddr, NetConfig, PciDeviceCommonConfig, VmConfig, VsockConfig,
-};
+use crate::config::{ConsoleOutputMode, DiskConfig, MacAddr, NetConfig, PciDeviceCommonConfig, VmConfig, VsockConfig};
 use crate::disk::{Disk, Image};
 use crate::error::{Chain, Outcome};
 use crate::guest::NetSpec;
@@ -52,7 +50,7 @@ impl Devices {
     /// configuration, so a failure forgets it (cloud-hypervisor.md 1).
     pub fn create(&mut self, config: &mut VmConfig, version: Version) -> Outcome<()> {
         self.tree.add("__ioapic");
-        if config.console.mode != ConsoleOutputMode::Off {
+        if config.console.common.mode != ConsoleOutputMode::Off {
             let id = config.console.pci_common.id.clone();
             self.tree.add_pci(id.as_deref().unwrap_or("__console"), None)?;
         }
@@ -85,12 +83,7 @@ impl Devices {
     }
 
     /// Opens a disk; returns its PCI address. The lock is taken later.
-    pub fn create_disk(
-        &mut self,
-        disk: &mut DiskConfig,
-        config: &VmConfig,
-        version: Version,
-    ) -> Outcome<String> {
+    pub fn create_disk(&mut self, disk: &mut DiskConfig, config: &VmConfig, version: Version) -> Outcome<String> {
         let id = self.name(&mut disk.pci_common, "_disk", config);
         let opened = Disk::open(disk, id.clone(), version)?;
         self.disks.push(opened);
@@ -102,11 +95,7 @@ impl Devices {
         let id = self.name(&mut net.pci_common, "_net", config);
         let tap = tap::open(net)?;
         let bdf = self.tree.add_pci(&id, net.pci_common.pci_device_id)?;
-        self.nets.push(Net {
-            id,
-            mac: net.mac,
-            tap,
-        });
+        self.nets.push(Net { id, mac: net.mac, tap });
         Ok(bdf)
     }
 
@@ -114,24 +103,14 @@ impl Devices {
     pub fn create_vsock(&mut self, vsock: &mut VsockConfig, config: &VmConfig) -> Outcome<String> {
         let id = self.name(&mut vsock.pci_common, "_vsock", config);
         let socket = UnixListener::bind(&vsock.socket).map_err(|error| {
-            Chain::io("Error binding to the host-side Unix socket", &error)
-                .under("Cannot create virtio-vsock backend")
+            Chain::io("Error binding to the host-side Unix socket", &error).under("Cannot create virtio-vsock backend")
         })?;
-        self.vsock = Some(Vsock {
-            id: id.clone(),
-            path: vsock.socket.clone(),
-            _socket: socket,
-        });
+        self.vsock = Some(Vsock { id: id.clone(), path: vsock.socket.clone(), _socket: socket });
         self.tree.add_pci(&id, vsock.pci_common.pci_device_id)
     }
 
     /// The given identifier, or a new one that is written back. One counter serves all kinds of devices.
-    fn name(
-        &mut self,
-        common: &mut PciDeviceCommonConfig,
-        prefix: &str,
-        config: &VmConfig,
-    ) -> String {
+    fn name(&mut self, common: &mut PciDeviceCommonConfig, prefix: &str, config: &VmConfig) -> String {
         if let Some(id) = &common.id {
             return id.clone();
         }
@@ -183,10 +162,7 @@ impl Devices {
 impl Net {
     /// The card for the guest.
     pub fn spec(&self) -> io::Result<NetSpec> {
-        Ok(NetSpec {
-            tap: self.tap.try_clone()?,
-            mac: self.mac.0,
-        })
+        Ok(NetSpec { tap: self.tap.try_clone()?, mac: self.mac.0 })
     }
 }
 

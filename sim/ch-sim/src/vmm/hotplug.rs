@@ -81,11 +81,7 @@ impl Vmm {
                 false => Err(Chain::new(format!("No device with id {id:?} to remove"))),
             };
         };
-        let unknown = || {
-            Chain::new(format!(
-                "Failed to find device corresponding to the given identifier: {id}"
-            ))
-        };
+        let unknown = || Chain::new(format!("Failed to find device corresponding to the given identifier: {id}"));
         let removable = vm.devices.ids().iter().any(|known| known == id);
         if vm.devices.tree.contains(id) && !removable {
             let kind = id.trim_start_matches('_');
@@ -122,9 +118,9 @@ fn opaque_list(config: &mut VmConfig, kind: OpaqueKind) -> &mut Opaque {
 /// An identifier may still be in the tree after its device left the configuration.
 fn check_new_id(tree: &super::tree::Tree, id: Option<&str>) -> Outcome<()> {
     match id {
-        Some(id) if tree.contains(id) => Err(from_manager(Chain::new(format!(
-            "Invalid identifier as it is not unique: {id}"
-        )))),
+        Some(id) if tree.contains(id) => {
+            Err(from_manager(Chain::new(format!("Invalid identifier as it is not unique: {id}"))))
+        }
         _ => Ok(()),
     }
 }

@@ -33,9 +33,7 @@ impl Vmm {
 
     pub(super) fn info(&self) -> Outcome<String> {
         let config = self.config.as_ref().ok_or_else(Chain::not_created)?;
-        let failed = |error: serde_json::Error| {
-            Chain::new(error.to_string()).under("Failed serializing into JSON")
-        };
+        let failed = |error: serde_json::Error| Chain::new(error.to_string()).under("Failed serializing into JSON");
         let json = config.to_json(self.context.version.omits_nulls()).map_err(failed)?;
         let hotplugged = config.memory.hotplugged_size.unwrap_or(0);
         let balloon = self.vm.as_ref().and(config.balloon.as_ref()).map_or(0, |b| b.size);

@@ -65,15 +65,7 @@ pub struct Vmm {
 impl Vmm {
     /// A monitor without a VM. Guests report to `messages`, which must lead to the receiver of [`Vmm::run`].
     pub fn new(context: Arc<Context>, no_shutdown: bool, messages: Sender<Message>) -> Self {
-        Self {
-            context,
-            config: None,
-            vm: None,
-            ports: None,
-            no_shutdown,
-            messages,
-            generation: 0,
-        }
+        Self { context, config: None, vm: None, ports: None, no_shutdown, messages, generation: 0 }
     }
 
     /// Works until an end is ordered; every end but a failed reboot is orderly.
@@ -81,9 +73,7 @@ impl Vmm {
         while let Ok(message) = inbox.recv() {
             let end = match message {
                 Message::Call { call, reply } => self.serve(call, &reply),
-                Message::Guest { generation, event } if generation == self.generation => {
-                    self.on_guest_event(event)
-                }
+                Message::Guest { generation, event } if generation == self.generation => self.on_guest_event(event),
                 Message::Guest { .. } => None,
                 Message::Terminate => {
                     self.context.log.info("VM exit event");

@@ -42,12 +42,9 @@ impl Vmm {
         let disk = vm.devices.disks.iter().find(|disk| disk.id == resize.id);
         let disk = disk.ok_or_else(|| {
             let id = &resize.id;
-            failed(Chain::new(format!(
-                "Failed to find device corresponding to the given identifier: {id}"
-            )))
+            failed(Chain::new(format!("Failed to find device corresponding to the given identifier: {id}")))
         })?;
-        disk.resize(resize.desired_size, version)
-            .map_err(|chain| failed(chain.under("Disk resize error")))
+        disk.resize(resize.desired_size, version).map_err(|chain| failed(chain.under("Disk resize error")))
     }
 
     pub(super) fn resize_zone(&mut self, resize: &VmResizeZone) -> Outcome<()> {
@@ -79,18 +76,13 @@ fn resize_vcpus(config: &mut VmConfig, vcpus: u32) -> Outcome<()> {
 fn resize_ram(config: &mut VmConfig, ram: u64, current: u64) -> Outcome<()> {
     let problem = |text: String| Err(Chain::new(text).under("Memory manager error"));
     if config.memory.zones.is_some() {
-        return problem(
-            "Impossible to resize guest memory if it is backed by user defined memory regions"
-                .to_owned(),
-        );
+        return problem("Impossible to resize guest memory if it is backed by user defined memory regions".to_owned());
     }
     let room = config.memory.hotplug_size.unwrap_or(0);
     match config.memory.hotplug_method {
         HotplugMethod::VirtioMem if ram < config.memory.size => {
             let boot = config.memory.size;
-            problem(format!(
-                "Invalid resize request: desired_size = {ram} below boot size = {boot}"
-            ))
+            problem(format!("Invalid resize request: desired_size = {ram} below boot size = {boot}"))
         }
         HotplugMethod::VirtioMem => {
             let more = ram - config.memory.size;

@@ -7,9 +7,7 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 
 use super::calls::create_ports;
-use super::snapshot::{
-    CONFIG_FILE, MEMORY_FILE, MemoryState, STATE_FILE, SnapshotNode, directory,
-};
+use super::snapshot::{CONFIG_FILE, MEMORY_FILE, MemoryState, STATE_FILE, SnapshotNode, directory};
 use super::vm::Vm;
 use super::{VmState, Vmm};
 use crate::config::{MacAddr, MemoryRestoreMode, RestoreConfig, VmConfig};
@@ -31,10 +29,8 @@ impl Vmm {
             restore.memory_restore_mode = MemoryRestoreMode::Copy;
             restore.resume = false;
         }
-        let mut config = read_config(&restore.source_url)
-            .map_err(|chain| chain.under("Cannot restore VM"))?;
-        check(&restore, &mut config)
-            .map_err(|chain| chain.under("Failed to validate config"))?;
+        let mut config = read_config(&restore.source_url).map_err(|chain| chain.under("Cannot restore VM"))?;
+        check(&restore, &mut config).map_err(|chain| chain.under("Failed to validate config"))?;
         let restored = self.restore_config(config, &restore);
         let restored = restored.and_then(|()| match restore.resume {
             true => self.resume(),
@@ -50,8 +46,8 @@ impl Vmm {
     fn restore_config(&mut self, config: VmConfig, restore: &RestoreConfig) -> Outcome<()> {
         let url = &restore.source_url;
         let dir = directory(url).map_err(|chain| chain.under("Cannot restore VM"))?;
-        let state: SnapshotNode = read_json(&dir, STATE_FILE, "state")
-            .map_err(|chain| chain.under("Cannot restore VM"))?;
+        let state: SnapshotNode =
+            read_json(&dir, STATE_FILE, "state").map_err(|chain| chain.under("Cannot restore VM"))?;
         let config = self.config.insert(config);
         // Also a restore that fails later has emptied the serial file (cloud-hypervisor.md 8).
         let ports = create_ports(config)?;
@@ -63,10 +59,8 @@ impl Vmm {
         let on_demand = restore.memory_restore_mode == MemoryRestoreMode::OnDemand;
         if !ranges.is_empty() {
             let opened = File::open(dir.join(MEMORY_FILE));
-            let file = opened
-                .map_err(|error| manager(Chain::io("Error opening snapshot file", &error)))?;
-            ram.load(&file, ranges)
-                .map_err(|error| manager(Chain::io("Error reading from snapshot file", &error)))?;
+            let file = opened.map_err(|error| manager(Chain::io("Error opening snapshot file", &error)))?;
+            ram.load(&file, ranges).map_err(|error| manager(Chain::io("Error reading from snapshot file", &error)))?;
             if on_demand || restore.prefault {
                 ram.make_dense();
             }
@@ -96,9 +90,7 @@ fn load_time(bytes: u64) -> Duration {
 /// Checks the request against the configuration and hands the descriptors out.
 fn check(restore: &RestoreConfig, config: &mut VmConfig) -> Outcome<()> {
     if restore.prefault && restore.memory_restore_mode == MemoryRestoreMode::OnDemand {
-        return Err(Chain::new(
-            "'prefault' cannot be combined with 'memory_restore_mode=ondemand'",
-        ));
+        return Err(Chain::new("'prefault' cannot be combined with 'memory_restore_mode=ondemand'"));
     }
     for net in config.net.iter_mut().flatten() {
         let (Some(id), Some(fds)) = (&net.pci_common.id, &net.fds) else {
@@ -106,9 +98,7 @@ fn check(restore: &RestoreConfig, config: &mut VmConfig) -> Outcome<()> {
         };
         let given = restore.net_fds.iter().flatten().find(|given| given.id == *id);
         let Some(given) = given else {
-            return Err(Chain::new(format!(
-                "Net id {id} is associated with FDs and is required"
-            )));
+            return Err(Chain::new(format!("Net id {id} is associated with FDs and is required")));
         };
         if given.num_fds != fds.len() {
             return Err(Chain::new(format!(
@@ -144,8 +134,7 @@ fn memory_state(state: &SnapshotNode) -> Outcome<MemoryState> {
     let problem = |text: String| Chain::new(text).under("Failed to restore migratable component");
     let node = state.snapshots.get("memory-manager").and_then(|node| node.snapshot_data.as_ref());
     let node = node.ok_or_else(|| problem("Missing memory manager snapshot".to_owned()))?;
-    serde_json::from_str(&node.state)
-        .map_err(|error| problem(format!("Error deserialising: {error}")))
+    serde_json::from_str(&node.state).map_err(|error| problem(format!("Error deserialising: {error}")))
 }
 
 /// MAC address of a net device when the snapshot was taken.

@@ -48,20 +48,13 @@ pub struct RangeTable {
 
 impl SnapshotNode {
     fn leaf(state: &Value) -> Self {
-        Self {
-            snapshots: BTreeMap::new(),
-            snapshot_data: Some(SnapshotData {
-                state: state.to_string(),
-            }),
-        }
+        Self { snapshots: BTreeMap::new(), snapshot_data: Some(SnapshotData { state: state.to_string() }) }
     }
 }
 
 /// Directory behind a `file://` URL. The error is the text below "Failed to send migratable component snapshot".
 pub fn directory(url: &str) -> Outcome<PathBuf> {
-    let problem = |text: String| {
-        Err(Chain::new(text).under("Failed to send migratable component snapshot"))
-    };
+    let problem = |text: String| Err(Chain::new(text).under("Failed to send migratable component snapshot"));
     let Some(path) = url.strip_prefix("file://") else {
         return problem(format!("Could not extract path from URL: {url}"));
     };
@@ -89,8 +82,7 @@ impl Vmm {
         let ranges = vm.ram.snapshot_ranges();
         let state = tree(vm, &ranges);
         self.context.events.emit("vm", "snapshotted");
-        self.write_snapshot(url, &state, &ranges)
-            .map_err(|chain| chain.under("Cannot send VM snapshot"))
+        self.write_snapshot(url, &state, &ranges).map_err(|chain| chain.under("Cannot send VM snapshot"))
     }
 
     fn write_snapshot(&self, url: &str, state: &SnapshotNode, ranges: &[Range]) -> Outcome<()> {
@@ -116,9 +108,9 @@ impl Vmm {
             return Err(send(fault.under("Error writing dense memory snapshot region")));
         }
         let sparse = self.context.version.sparse_snapshots();
-        vm.ram.save(&file, ranges, sparse).map_err(|error| {
-            send(Chain::io("Error writing dense memory snapshot region", &error))
-        })
+        vm.ram
+            .save(&file, ranges, sparse)
+            .map_err(|error| send(Chain::io("Error writing dense memory snapshot region", &error)))
     }
 }
 
@@ -127,10 +119,9 @@ fn create_new(path: &Path) -> io::Result<File> {
 }
 
 fn write_new(dir: &Path, name: &str, text: &str, what: &str) -> Outcome<()> {
-    let mut file = create_new(&dir.join(name))
-        .map_err(|e| Chain::io(format!("Error creating VM {what} snapshot file"), &e))?;
-    file.write_all(text.as_bytes())
-        .map_err(|e| Chain::io(format!("Error writing VM {what} snapshot"), &e))
+    let mut file =
+        create_new(&dir.join(name)).map_err(|e| Chain::io(format!("Error creating VM {what} snapshot file"), &e))?;
+    file.write_all(text.as_bytes()).map_err(|e| Chain::io(format!("Error writing VM {what} snapshot"), &e))
 }
 
 /// The tree of state.json.

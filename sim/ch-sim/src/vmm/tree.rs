@@ -57,20 +57,8 @@ impl Tree {
         self.0.remove(&format!("_virtio-pci-{id}"));
     }
 
-    fn insert(
-        &mut self,
-        id: &str,
-        parent: Option<String>,
-        children: Vec<String>,
-        pci_bdf: Option<String>,
-    ) {
-        let node = Node {
-            id: id.to_owned(),
-            resources: Vec::new(),
-            parent,
-            children,
-            pci_bdf,
-        };
+    fn insert(&mut self, id: &str, parent: Option<String>, children: Vec<String>, pci_bdf: Option<String>) {
+        let node = Node { id: id.to_owned(), resources: Vec::new(), parent, children, pci_bdf };
         self.0.insert(id.to_owned(), node);
     }
 

@@ -41,20 +41,13 @@ impl Vm {
     }
 
     /// Makes devices around memory that exists: after a restore the VM is paused.
-    pub fn with_ram(
-        config: &mut VmConfig,
-        parts: VmParts,
-        ram: Ram,
-        state: VmState,
-    ) -> Outcome<Self> {
+    pub fn with_ram(config: &mut VmConfig, parts: VmParts, ram: Ram, state: VmState) -> Outcome<Self> {
         config.validate().map_err(|chain| chain.under("Failed to validate config"))?;
         let mut devices = Devices::default();
-        if config.serial.mode != ConsoleOutputMode::Off {
+        if config.serial.common.mode != ConsoleOutputMode::Off {
             devices.tree.add("__serial");
         }
-        devices
-            .create(config, parts.context.version)
-            .map_err(|chain| chain.under("Error from device manager"))?;
+        devices.create(config, parts.context.version).map_err(|chain| chain.under("Error from device manager"))?;
         let payload = config.payload.as_ref();
         payload.map_or(Ok(()), kernel::check_initramfs)?;
         Ok(Self {
@@ -177,9 +170,7 @@ impl Vm {
             context: Arc::clone(&self.context),
             on_event,
         };
-        let guest = GuestHandle::spawn(spec).map_err(|error| {
-            failed(&error).under("Error from CPU manager")
-        })?;
+        let guest = GuestHandle::spawn(spec).map_err(|error| failed(&error).under("Error from CPU manager"))?;
         self.guest = Some(guest);
         Ok(())
     }

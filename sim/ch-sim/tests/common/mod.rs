@@ -37,10 +37,7 @@ pub struct Binary {
 impl Binary {
     /// The simulator.
     pub fn simulator() -> Self {
-        Self {
-            path: env!("CARGO_BIN_EXE_ch-sim").into(),
-            simulated: true,
-        }
+        Self { path: env!("CARGO_BIN_EXE_ch-sim").into(), simulated: true }
     }
 
     /// The real program from `CH_BINARY` or the path, if there is one and it can use KVM.
@@ -52,10 +49,7 @@ impl Binary {
             dirs.find_map(|dir| Some(dir.join("cloud-hypervisor")).filter(|file| file.exists()))
         })?;
         let kvm = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
-        kvm.is_ok().then_some(Self {
-            path,
-            simulated: false,
-        })
+        kvm.is_ok().then_some(Self { path, simulated: false })
     }
 
     /// The simulator, and the real program where it is available.
@@ -88,12 +82,7 @@ impl Vmm {
     }
 
     /// Starts a VMM in a directory.
-    pub fn start_in(
-        binary: &Binary,
-        dir: TempDir,
-        args: &[&str],
-        setup: impl FnOnce(&mut Command),
-    ) -> Self {
+    pub fn start_in(binary: &Binary, dir: TempDir, args: &[&str], setup: impl FnOnce(&mut Command)) -> Self {
         let mut command = Command::new(&binary.path);
         command
             .arg("--api-socket")
@@ -106,11 +95,7 @@ impl Vmm {
             .stderr(std::fs::File::create(dir.path().join("stderr")).unwrap());
         setup(&mut command);
         let child = command.spawn().unwrap();
-        let vmm = Self {
-            dir,
-            child,
-            binary: binary.clone(),
-        };
+        let vmm = Self { dir, child, binary: binary.clone() };
         wait_for("the API socket", || UnixStream::connect(vmm.socket()).ok());
         vmm
     }

@@ -38,9 +38,7 @@ impl Namespace {
         let file = File::open(self.path()).unwrap();
         // SAFETY: only a system call between fork and exec.
         unsafe {
-            command.pre_exec(move || {
-                setns(&file, CloneFlags::CLONE_NEWNET).map_err(std::io::Error::from)
-            });
+            command.pre_exec(move || setns(&file, CloneFlags::CLONE_NEWNET).map_err(std::io::Error::from));
         }
     }
 
@@ -85,16 +83,8 @@ fn ip(args: &[&str]) {
 }
 
 /// One HTTP request to the guest on an open connection; status and body.
-pub fn http(
-    stream: &mut TcpStream,
-    method: &str,
-    target: &str,
-    body: &[u8],
-) -> (u16, String) {
-    let head = format!(
-        "{method} {target} HTTP/1.1\r\nHost: 192.168.0.2\r\nContent-Length: {}\r\n\r\n",
-        body.len()
-    );
+pub fn http(stream: &mut TcpStream, method: &str, target: &str, body: &[u8]) -> (u16, String) {
+    let head = format!("{method} {target} HTTP/1.1\r\nHost: 192.168.0.2\r\nContent-Length: {}\r\n\r\n", body.len());
     stream.write_all(head.as_bytes()).unwrap();
     stream.write_all(body).unwrap();
     let reply = super::receive(stream);

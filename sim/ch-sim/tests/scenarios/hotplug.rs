@@ -58,18 +58,12 @@ fn memory_and_vcpus_do_not_grow_without_room() {
             let reply = vmm.request("PUT", "vm.resize", Some(body));
             assert_failure(&reply, 500, &[&[resized], texts].concat());
         };
-        failure(
-            r#"{"desired_vcpus":2}"#,
-            &["Error from CPU manager", "Requested vCPUs exceed maximum"],
-        );
+        failure(r#"{"desired_vcpus":2}"#, &["Error from CPU manager", "Requested vCPUs exceed maximum"]);
         failure(
             r#"{"desired_ram":134217728}"#,
             &["Memory manager error", "The requested hotplug memory addition is not a valid size"],
         );
-        failure(
-            r#"{"desired_balloon":1}"#,
-            &[MANAGER, "Missing virtio-balloon, can't proceed as expected"],
-        );
+        failure(r#"{"desired_balloon":1}"#, &[MANAGER, "Missing virtio-balloon, can't proceed as expected"]);
     });
 }
 
@@ -85,12 +79,8 @@ fn disks_are_resized_in_place() {
         assert_eq!(std::fs::metadata(vmm.path("disk")).unwrap().len(), 2 << 20);
         assert_eq!(resize("disk0", 512).status, 204);
         assert_eq!(std::fs::metadata(vmm.path("disk")).unwrap().len(), 512);
-        let texts = [
-            "The disk could not be resized",
-            MANAGER,
-            "Disk resize error",
-            "Disk image size is not a multiple of 512",
-        ];
+        let texts =
+            ["The disk could not be resized", MANAGER, "Disk resize error", "Disk image size is not a multiple of 512"];
         assert_failure(&resize("disk0", 513), 500, &texts);
         let unknown = "Failed to find device corresponding to the given identifier: x";
         let texts = ["The disk could not be resized", MANAGER, unknown];

@@ -7,11 +7,8 @@ use super::{CONFIG, assert_failure, for_each, in_state, vmm};
 use crate::common::{Binary, Vmm, disk, kernel, wait_for};
 
 const SNAPSHOT: &str = r#"{"destination_url":"file://$DIR/snap"}"#;
-const SENT: [&str; 3] = [
-    "The VM could not be snapshotted",
-    "Cannot send VM snapshot",
-    "Failed to send migratable component snapshot",
-];
+const SENT: [&str; 3] =
+    ["The VM could not be snapshotted", "Cannot send VM snapshot", "Failed to send migratable component snapshot"];
 
 /// A paused VM with a snapshot in `snap`.
 fn snapshotted(binary: &Binary) -> Vmm {
@@ -82,10 +79,7 @@ fn a_prepared_memory_file_gives_state_without_memory() {
         std::fs::create_dir(vmm.path("snap")).unwrap();
         std::fs::write(vmm.path("snap/memory-ranges"), "").unwrap();
         let reply = vmm.request("PUT", "vm.snapshot", Some(SNAPSHOT));
-        let exists = [
-            "Error creating memory snapshot file \"$DIR/snap/memory-ranges\"",
-            "File exists (os error 17)",
-        ];
+        let exists = ["Error creating memory snapshot file \"$DIR/snap/memory-ranges\"", "File exists (os error 17)"];
         assert_failure(&reply, 500, &[&SENT[..], &exists].concat());
         assert!(json(&vmm.path("snap/state.json")).is_object());
         assert!(json(&vmm.path("snap/config.json")).is_object());
@@ -102,9 +96,7 @@ fn a_shared_zone_file_needs_no_memory_file() {
         let config = CONFIG.replace(r#"{"size":67108864,"shared":true}"#, zone);
         vmm.put("vm.create", Some(&config));
         vmm.put("vm.boot", None);
-        wait_for("output", || {
-            (std::fs::metadata(vmm.path("serial")).unwrap().len() > 0).then_some(())
-        });
+        wait_for("output", || (std::fs::metadata(vmm.path("serial")).unwrap().len() > 0).then_some(()));
         vmm.put("vm.pause", None);
         std::fs::create_dir(vmm.path("snap")).unwrap();
         vmm.put("vm.snapshot", Some(SNAPSHOT));
@@ -164,10 +156,7 @@ fn a_restore_on_the_parents_disk_fails_and_leaves_nothing() {
         let child = Vmm::start(binary);
         let body = format!(r#"{{"source_url":"file://{}"}}"#, parent.path("snap").display());
         let reply = child.request("PUT", "vm.restore", Some(&body));
-        let lock = format!(
-            "Failed to get Write lock for disk image: {}",
-            parent.path("disk").display()
-        );
+        let lock = format!("Failed to get Write lock for disk image: {}", parent.path("disk").display());
         let texts = [
             "The VM could not be restored",
             "Error locking disk images: Another instance likely holds a lock",
@@ -207,12 +196,8 @@ fn restores_that_cannot_work() {
         assert_failure(&vmm.request("PUT", "vm.restore", Some(empty)), 500, &texts);
         std::fs::remove_file(vmm.path("snap/memory-ranges")).unwrap();
         let body = r#"{"source_url":"file://$DIR/snap"}"#;
-        let texts = [
-            restored,
-            "Memory manager error",
-            "Error opening snapshot file",
-            "No such file or directory (os error 2)",
-        ];
+        let texts =
+            [restored, "Memory manager error", "Error opening snapshot file", "No such file or directory (os error 2)"];
         assert_failure(&vmm.request("PUT", "vm.restore", Some(body)), 500, &texts);
         vmm.put("vm.create", Some(CONFIG));
     });
@@ -231,9 +216,7 @@ fn a_loading_child_cannot_be_snapshotted_yet() {
     let text = "VM on-demand memory restore is still in progress";
     assert_failure(&reply, 500, &["The VM could not be snapshotted", text]);
     assert_eq!(std::fs::read_dir(child.path("again")).unwrap().count(), 0);
-    wait_for("the end of loading", || {
-        (child.request("PUT", "vm.snapshot", Some(again)).status == 204).then_some(())
-    });
+    wait_for("the end of loading", || (child.request("PUT", "vm.snapshot", Some(again)).status == 204).then_some(()));
     // Loading touched every page.
     let memory = std::fs::metadata(child.path("again/memory-ranges")).unwrap();
     assert!(memory.blocks() * 512 >= 64 << 20, "{}", memory.blocks());

@@ -63,25 +63,16 @@ fn bad_json_is_quoted_with_its_place() {
         ("{", "EOF while parsing an object at line 1 column 1"),
         ("{} x", "trailing characters at line 1 column 4"),
         ("[]", "invalid length 2, expected struct VmConfig with 34 elements"),
-        (
-            r#"{"cpus":{"boot_vcpus":1}}"#,
-            "missing field `max_vcpus` at line 1 column 24",
-        ),
-        (
-            r#"{"memory":{"size":"big"}}"#,
-            "invalid type: string \"big\", expected u64 at line 1 column 23",
-        ),
-        (
-            r#"{"memory":{"size":1,"size":2}}"#,
-            "duplicate field `size` at line 1 column 26",
-        ),
+        (r#"{"cpus":{"boot_vcpus":1}}"#, "missing field `max_vcpus` at line 1 column 24"),
+        (r#"{"memory":{"size":"big"}}"#, "invalid type: string \"big\", expected u64 at line 1 column 23"),
+        (r#"{"memory":{"size":1,"size":2}}"#, "duplicate field `size` at line 1 column 26"),
         (
             r#"{"disks":[{"image_type":"raw"}]}"#,
             "unknown variant `raw`, expected one of `FixedVhd`, `Qcow2`, `Raw`, `Vhdx`, `Unknown` at line 1 column 29",
         ),
         (
             r#"{"serial":{"mode":"file"}}"#,
-            "unknown variant `file`, expected one of `Off`, `Pty`, `Tty`, `File`, `Socket`, `Null` at line 1 column 25",
+            "unknown variant `file`, expected one of `Off`, `Pty`, `Tty`, `File`, `Socket`, `Null` at line 1 column 24",
         ),
     ];
     for_each(|binary| {
@@ -116,10 +107,7 @@ fn the_http_layer_answers_for_itself() {
             "GET / HTTP/1.1\r\nAccept-Encoding: identity;q=0\r\n\r\n",
             "Invalid header. Reason: Invalid value. Key:Accept-Encoding; Value:identity;q=0",
         ),
-        (
-            big,
-            "Request payload with size 51201 is larger than the limit of 51200 allowed by server.",
-        ),
+        (big, "Request payload with size 51201 is larger than the limit of 51200 allowed by server."),
     ];
     for_each(|binary| {
         let vmm = Vmm::start(binary);
