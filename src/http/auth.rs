@@ -6,7 +6,7 @@ use std::fmt;
 use actix_web::HttpMessage;
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
-use actix_web::http::header::{AUTHORIZATION, HeaderMap, WWW_AUTHENTICATE};
+use actix_web::http::header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use actix_web::middleware::Next;
 use actix_web::web;
 use sha2::{Digest, Sha256};
@@ -31,6 +31,11 @@ impl Token {
     fn matches(&self, offered: &str) -> bool {
         let offered: [u8; 32] = Sha256::digest(offered.as_bytes()).into();
         self.0.ct_eq(&offered).into()
+    }
+
+    /// Whether an authorization header carries this token.
+    pub fn is_in(&self, value: &HeaderValue) -> bool {
+        value.to_str().is_ok_and(|text| text.split(' ').any(|word| self.matches(word)))
     }
 }
 
@@ -82,7 +87,7 @@ pub async fn require(
                 format!("{why}; send 'Authorization: Bearer <API_TOKEN>' or the same as X-Daytona-Authorization"),
             );
             let mut answer = error::answer(request.request(), &failure);
-            let challenge = actix_web::http::header::HeaderValue::from_static("Bearer");
+            let challenge = HeaderValue::from_static("Bearer");
             answer.headers_mut().insert(WWW_AUTHENTICATE, challenge);
             Ok(request.into_response(answer))
         }
@@ -91,7 +96,7 @@ pub async fn require(
 
 #[cfg(test)]
 mod tests {
-    use actix_web::http::header::{HeaderName, HeaderValue};
+    use actix_web::http::header::HeaderName;
 
     use super::*;
 

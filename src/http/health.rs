@@ -21,7 +21,7 @@ pub struct Root {
 }
 
 /// Alive? Needs no token.
-#[utoipa::path(get, path = "/", responses((status = 200, body = Root)))]
+#[utoipa::path(get, path = "/", security(()), responses((status = 200, body = Root)))]
 pub async fn root(state: Data<State>) -> HttpResponse {
     let status = if state.recovered.get() { "ok" } else { "recovering" };
     HttpResponse::Ok().json(Root { status, version: state.identity.version.clone() })

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use actix::Addr;
 use actix_web::dev::ServiceResponse;
 use actix_web::http::StatusCode;
+use actix_web::http::header::CONTENT_TYPE;
 use actix_web::middleware::{ErrorHandlerResponse, ErrorHandlers, from_fn};
 use actix_web::{HttpRequest, HttpResponse, web};
 use std::sync::Arc;
@@ -69,8 +70,9 @@ pub fn configure(state: State) -> impl FnOnce(&mut web::ServiceConfig) {
     move |app| {
         let auth = from_fn(auth::require);
         app.app_data(web::Data::new(state))
-            .route("/", web::get().to(health::root))
-            .route("/openapi.json", web::get().to(openapi::document))
+            .service(resource("/", web::get().to(health::root)))
+            .service(resource("/openapi.json", web::get().to(openapi::document)))
+            .default_service(web::to(no_such_route))
             .service(
                 web::scope("")
                     .wrap(ErrorHandlers::new().default_handler(in_one_shape))
@@ -115,19 +117,22 @@ async fn wrong_method(request: HttpRequest) -> HttpResponse {
     error::with_status(&request, StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", message)
 }
 
-/// Errors that actix itself answers (a path that is no UTF-8, a broken request) get our shape too;
-/// answers of guests pass as they are.
+/// Marks an answer that a guest gave.
+#[derive(Debug, Clone, Copy)]
+struct FromGuest;
+
+/// Errors that actix itself answers (a path or query that cannot be read) get our shape too; answers
+/// of guests pass as they are.
 fn in_one_shape<B>(response: ServiceResponse<B>) -> actix_web::Result<ErrorHandlerResponse<B>> {
-    let ours = response.headers().contains_key("content-type")
-        || response.request().path().contains("/toolbox")
-        || response.request().path().contains("/proxy/");
-    if ours {
+    let kind = response.headers().get(CONTENT_TYPE);
+    let shaped = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
+    if shaped || response.response().extensions().contains::<FromGuest>() {
         return Ok(ErrorHandlerResponse::Response(response.map_into_left_body()));
     }
     let (request, original) = response.into_parts();
     let status = original.status();
     let reason = status.canonical_reason().unwrap_or("error");
-    let answer =
-        error::with_status(&request, status, &reason.to_ascii_uppercase().replace(' ', "_"), reason.to_owned());
+    let message = original.error().map_or_else(|| reason.to_owned(), ToString::to_string);
+    let answer = error::with_status(&request, status, &reason.to_ascii_uppercase().replace(' ', "_"), message);
     Ok(ErrorHandlerResponse::Response(ServiceResponse::new(request, answer).map_into_right_body()))
 }

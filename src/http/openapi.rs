@@ -10,7 +10,7 @@ use super::{error, health, proxy, sandboxes, serial};
 #[openapi(
     info(title = "runner-ch", description = "Runs Daytona sandboxes as Cloud Hypervisor microVMs on this host"),
     paths(
-        health::root, health::info, sandboxes::create, sandboxes::list, sandboxes::get, sandboxes::remove,
+        health::root, document, health::info, sandboxes::create, sandboxes::list, sandboxes::get, sandboxes::remove,
         sandboxes::start, sandboxes::stop, sandboxes::destroy, serial::read, proxy::toolbox, proxy::port
     ),
     components(schemas(error::ErrorBody)),
@@ -28,7 +28,8 @@ impl Modify for Bearer {
     }
 }
 
-/// `GET /openapi.json`; needs no token, as it says nothing about this host.
+/// This document; needs no token, as it says nothing about this host.
+#[utoipa::path(get, path = "/openapi.json", security(()), responses((status = 200, body = Object)))]
 pub async fn document() -> HttpResponse {
     HttpResponse::Ok().json(Document::openapi())
 }
@@ -43,6 +44,7 @@ mod tests {
         let paths = document["paths"].as_object().unwrap();
         for path in [
             "/",
+            "/openapi.json",
             "/info",
             "/sandboxes",
             "/sandboxes/{id}",

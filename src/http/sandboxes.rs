@@ -154,9 +154,7 @@ fn respond(request: &HttpRequest, result: Result<HttpResponse, Failure>) -> Http
         (status = 409, body = error::ErrorBody), (status = 422, body = error::ErrorBody), (status = 503, body = error::ErrorBody)))]
 pub async fn create(request: HttpRequest, state: Data<State>, payload: Payload) -> HttpResponse {
     let created = async {
-        let body = body::json(payload).await?;
-        let spec = CreateSpec::from_json(&body)
-            .map_err(|error| Failure::new(ErrorCode::BadRequest, crate::error::chain(&error)))?;
+        let spec = CreateSpec::from_json(&Value::Object(body::object(payload).await?))?;
         let view = order(&state, Order::create(spec)).await?;
         let daemon_version = view.and_then(|view| view.daemon_version.clone());
         Ok(HttpResponse::Created().json(Started { daemon_version }))
@@ -192,7 +190,7 @@ pub async fn start(
     let started = async {
         let id = sandbox_id(&id)?;
         // The body is metadata that this runner does not need, but it must be readable.
-        body::json(payload).await?;
+        body::object(payload).await?;
         let view =
             order(&state, Order { auth_token: query.token.clone().map(Secret::from), ..Order::new(id, Ask::Start) })
                 .await?;
@@ -208,16 +206,13 @@ pub async fn start(
 pub async fn stop(request: HttpRequest, state: Data<State>, id: Path<String>, payload: Payload) -> HttpResponse {
     let stopped = async {
         let id = sandbox_id(&id)?;
-        let force = match body::json(payload).await? {
-            Value::Null => false,
-            body => match body.get("force") {
-                None | Some(Value::Null) => false,
-                Some(Value::Bool(force)) => *force,
-                Some(other) => {
-                    let message = format!("force: expected true or false, got {other}");
-                    return Err(Failure::new(ErrorCode::BadRequest, message));
-                }
-            },
+        let force = match body::object(payload).await?.get("force") {
+            None | Some(Value::Null) => false,
+            Some(Value::Bool(force)) => *force,
+            Some(other) => {
+                let message = format!("force: expected true or false, got {other}");
+                return Err(Failure::new(ErrorCode::BadRequest, message));
+            }
         };
         order(&state, Order::new(id, Ask::Stop { force })).await?;
         Ok(HttpResponse::Ok().json("Sandbox stopped"))

@@ -17,7 +17,7 @@ use super::identity::Presence;
 use super::vmm::process::{self, Process};
 use super::vmm::{CloudVmm, cause, or_ended};
 use super::wire::Ping;
-use super::{Error, Hypervisor, Launch, ProcessIdentity, Version, Vmm};
+use super::{Error, Hypervisor, Known, Launch, ProcessIdentity, Version, Vmm};
 use crate::net::Namespace;
 pub use files::Files;
 use peer::{Finding, Peer};
@@ -222,19 +222,18 @@ impl CloudHypervisor {
         error
     }
 
-    async fn find(&self, launch: &Launch, identity: &ProcessIdentity) -> Result<Option<Rc<dyn Vmm>>, Error> {
+    async fn find(&self, launch: &Launch, known: &Known) -> Result<Option<Rc<dyn Vmm>>, Error> {
+        let identity = &known.process;
         let Some(pidfd) = alive(identity).await? else { return Ok(None) };
         let process =
             Process::watch(identity.clone(), Arc::new(pidfd), Files::new(&launch.dir), launch.socket.clone())?;
-        let reached = match self.same_again(launch, identity).await {
-            Ok(()) => self.greet(launch, &process).await,
-            Err(error) => Err(error),
-        };
-        match reached {
-            Ok((api, version)) => Ok(Some(Rc::new(CloudVmm::new(process, api, version, &self.settings)))),
-            // It ended while it was being looked for.
-            Err(Error::Ended { .. }) => Ok(None),
+        match self.same_again(launch, identity).await {
+            Ok(()) => {
+                let api = Api::new(launch.socket.clone(), self.settings.deadlines.clone());
+                Ok(Some(Rc::new(CloudVmm::new(process, api, known.version.clone(), &self.settings))))
+            }
             Err(error) => match process.exit() {
+                // It ended while it was being looked for.
                 Some(_) => Ok(None),
                 None => Err(error),
             },
@@ -298,9 +297,9 @@ impl Hypervisor for CloudHypervisor {
     fn adopt<'a>(
         &'a self,
         launch: &'a Launch,
-        identity: &'a ProcessIdentity,
+        known: &'a Known,
     ) -> LocalBoxFuture<'a, Result<Option<Rc<dyn Vmm>>, Error>> {
-        Box::pin(self.find(launch, identity))
+        Box::pin(self.find(launch, known))
     }
 
     fn clear<'a>(&'a self, launch: &'a Launch) -> LocalBoxFuture<'a, Result<(), Error>> {

@@ -38,6 +38,16 @@ pub struct Launch {
     pub netns: Option<Namespace>,
 }
 
+/// What is stored of a VMM so that it is found again. The version is part of it because a VMM that is
+/// busy answers nothing, not even a ping (cloud-hypervisor.md 1).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known {
+    /// pid, start time and boot id.
+    pub process: ProcessIdentity,
+    /// Version from the `vmm.ping` of its launch.
+    pub version: Version,
+}
+
 /// How a VMM process ended, as far as can be known (cloud-hypervisor.md 3: exit 0 does not mean that
 /// the guest shut down).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,12 +100,12 @@ pub trait Hypervisor {
     /// or lock file is left.
     fn launch<'a>(&'a self, launch: &'a Launch) -> LocalBoxFuture<'a, Result<Rc<dyn Vmm>, Error>>;
 
-    /// Finds a VMM again by its identity; `Ok(None)` when that very process is gone. An identity that
-    /// cannot be checked is an error, never "gone".
+    /// Finds a VMM again without asking it anything; `Ok(None)` when that very process is gone. An
+    /// identity that cannot be checked is an error, never "gone".
     fn adopt<'a>(
         &'a self,
         launch: &'a Launch,
-        identity: &'a ProcessIdentity,
+        known: &'a Known,
     ) -> LocalBoxFuture<'a, Result<Option<Rc<dyn Vmm>>, Error>>;
 
     /// Ends whatever VMM serves this launch's socket although no identity was stored (the runner
@@ -112,6 +122,11 @@ pub trait Vmm {
 
     /// Version from `vmm.ping`.
     fn version(&self) -> &Version;
+
+    /// What to store so that [`Hypervisor::adopt`] finds it again.
+    fn known(&self) -> Known {
+        Known { process: self.identity().clone(), version: self.version().clone() }
+    }
 
     /// `vm.create`.
     fn create<'a>(&'a self, config: &'a VmConfig) -> LocalBoxFuture<'a, Result<(), Error>>;

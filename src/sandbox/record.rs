@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::machine::{Machine, Op, Rest, Stage};
 use crate::disk::SandboxDisks;
-use crate::hypervisor::ProcessIdentity;
+use crate::hypervisor::Known;
 use crate::ids::SandboxId;
 use crate::jobs::payload::CreateSpec;
 use crate::net::Slot;
@@ -88,8 +88,8 @@ pub struct Record {
     pub slot: Option<Slot>,
     /// The disks, once they are complete.
     pub disks: Option<SandboxDisks>,
-    /// The VMM's process, once it runs.
-    pub vmm: Option<ProcessIdentity>,
+    /// The VMM, once its process runs.
+    pub vmm: Option<Known>,
     /// Rises with every start: connections of an old run never meet a new one.
     pub run: u64,
     /// Version that the guest's toolbox told at the last start.

@@ -5,7 +5,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
@@ -14,6 +14,9 @@ use serde_json::Value;
 
 /// Environment variable with the path of the fault file.
 pub const FAULTS_VARIABLE: &str = "CH_SIM_FAULTS";
+
+/// How often a file that does not parse is read.
+const READ_ATTEMPTS: u32 = 20;
 
 /// What happens at a decision point.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,9 +67,7 @@ impl Faults {
     /// The action ordered for a decision point, counted as used.
     pub fn at(&self, point: &str) -> Option<Action> {
         let path = self.path.as_ref()?;
-        let text = std::fs::read_to_string(path).ok()?;
-        let entries: Vec<Entry> =
-            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{FAULTS_VARIABLE}: {path:?}: {error}"));
+        let entries = read(path)?;
         entries.iter().enumerate().find_map(|(index, entry)| {
             let mine = entry.sandbox.as_ref().is_none_or(|name| *name == self.sandbox);
             (entry.when == point && mine && self.take(index, entry)).then(|| action(entry))
@@ -111,6 +112,25 @@ impl Faults {
     }
 }
 
+/// The entries of the file; `None` while there is no file. It may just be being written: a text that does not
+/// parse is read again for a while.
+fn read(path: &Path) -> Option<Vec<Entry>> {
+    for _ in 0..READ_ATTEMPTS {
+        let text = std::fs::read_to_string(path).ok()?;
+        if let Ok(entries) = serde_json::from_str(&text) {
+            return Some(entries);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    refuse(&format!("{} is not a list of faults", path.display()))
+}
+
+/// A test that orders nonsense must notice it: ends the process.
+fn refuse(problem: &str) -> ! {
+    eprintln!("{FAULTS_VARIABLE}: {problem}");
+    std::process::exit(70)
+}
+
 fn action(entry: &Entry) -> Action {
     let ms = Duration::from_millis(entry.value.as_u64().unwrap_or(0));
     match entry.action.as_str() {
@@ -121,7 +141,7 @@ fn action(entry: &Entry) -> Action {
         "enospc" => Action::Enospc,
         "exit" => Action::Exit(i32::try_from(entry.value.as_i64().unwrap_or(1)).unwrap_or(1)),
         "ignore" => Action::Ignore,
-        other => panic!("{FAULTS_VARIABLE}: unknown action {other:?}"),
+        other => refuse(&format!("unknown action {other:?}")),
     }
 }
 

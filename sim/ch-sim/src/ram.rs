@@ -4,6 +4,8 @@
 //! Private anonymous memory, shared memfds, and files mapped shared or private. So `/proc/PID/maps`, `pagemap`
 //! and `mem` tell a reader the same story as for a real VM.
 
+mod layout;
+
 use std::ffi::c_void;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -20,25 +22,10 @@ use crate::config::{MemoryConfig, MemoryZoneConfig};
 use crate::error::{Chain, Outcome};
 use crate::sparse;
 
-/// RAM below the hole for devices ends here.
-const LOW_RAM_END: u64 = 3 << 30;
-/// RAM goes on here.
-const HIGH_RAM_START: u64 = 4 << 30;
-/// Zone that stands for plain `memory.size`.
-const DEFAULT_ZONE: &str = "mem0";
+pub use layout::Mapping;
+
 /// Piece in which memory is copied.
 const PIECE: u64 = 1 << 20;
-
-/// One contiguous mapping, as the memory manager's state names it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mapping {
-    pub slot: u32,
-    pub gpa: u64,
-    pub size: u64,
-    pub zone_id: String,
-    pub virtio_mem: bool,
-    pub file_offset: u64,
-}
 
 /// A range of guest memory that is in `memory-ranges`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,18 +63,18 @@ pub struct Ram {
 impl Ram {
     /// Maps memory for a new VM.
     pub fn new(config: &MemoryConfig) -> Outcome<Self> {
-        let zones = zones(config)?;
+        let zones = layout::zones(config)?;
         let mut mappings = Vec::new();
         let mut gpa = 0;
         for zone in &zones {
-            place(zone, &mut gpa, &mut mappings);
+            layout::place(zone, &mut gpa, &mut mappings);
         }
         Self::map(&zones, mappings)
     }
 
     /// Maps memory the way a snapshot describes it.
     pub fn from_mappings(config: &MemoryConfig, mappings: Vec<Mapping>) -> Outcome<Self> {
-        Self::map(&zones(config)?, mappings)
+        Self::map(&layout::zones(config)?, mappings)
     }
 
     fn map(zones: &[MemoryZoneConfig], mappings: Vec<Mapping>) -> Outcome<Self> {
@@ -270,48 +257,6 @@ fn backing(zone: &MemoryZoneConfig, mapping: &Mapping) -> Outcome<Option<Backing
     let file = File::from(fd);
     file.set_len(mapping.size).map_err(|e| failed(&e))?;
     Ok(Some(Backing { file, offset: 0, named: false }))
-}
-
-/// The zones of a configuration; plain memory is one zone of its own.
-fn zones(config: &MemoryConfig) -> Outcome<Vec<MemoryZoneConfig>> {
-    let given = config.zones.clone().filter(|zones| !zones.is_empty());
-    match (config.size, given) {
-        (0, None) => Err(Chain::new("No memory zones found")),
-        (0, Some(zones)) => Ok(zones),
-        (_, _) if config.zones.is_some() => Err(Chain::new("Memory configuration is not valid")),
-        (size, _) => Ok(vec![MemoryZoneConfig {
-            id: DEFAULT_ZONE.to_owned(),
-            size,
-            shared: config.shared,
-            hugepages: config.hugepages,
-            hugepage_size: config.hugepage_size,
-            ..MemoryZoneConfig::default()
-        }]),
-    }
-}
-
-/// Places a zone from `gpa` on, around the hole below 4 GiB.
-fn place(zone: &MemoryZoneConfig, gpa: &mut u64, mappings: &mut Vec<Mapping>) {
-    let mut left = zone.size;
-    let mut file_offset = 0;
-    while left > 0 {
-        if *gpa == LOW_RAM_END {
-            *gpa = HIGH_RAM_START;
-        }
-        let room = if *gpa < LOW_RAM_END { LOW_RAM_END - *gpa } else { left };
-        let size = left.min(room);
-        mappings.push(Mapping {
-            slot: u32::try_from(mappings.len()).unwrap_or(u32::MAX),
-            gpa: *gpa,
-            size,
-            zone_id: zone.id.clone(),
-            virtio_mem: false,
-            file_offset,
-        });
-        *gpa += size;
-        file_offset += size;
-        left -= size;
-    }
 }
 
 fn usize_of(bytes: u64) -> io::Result<usize> {

@@ -23,7 +23,7 @@ pub struct Adopted {
 /// Looks for the record's VMM and namespace, and opens the route of one that runs.
 pub async fn adopt(tools: &Tools, record: &Record) -> Adopted {
     let mut adopted = Adopted::default();
-    let Some(identity) = &record.vmm else { return adopted };
+    let Some(known) = &record.vmm else { return adopted };
     if let Some(slot) = record.slot {
         let plan = tools.slots.borrow().plan(&record.id, slot);
         match tools.ports.network.open(&plan).await {
@@ -37,7 +37,7 @@ pub async fn adopt(tools: &Tools, record: &Record) -> Adopted {
         dir: tools.ports.disks.dir(&record.id),
         netns: adopted.netns.clone(),
     };
-    match tools.ports.hypervisor.adopt(&launch, identity).await {
+    match tools.ports.hypervisor.adopt(&launch, known).await {
         Ok(Some(vmm)) => adopted.vmm = Some(vmm),
         // Without a VMM it does not matter what became of the namespace: it is removed.
         Ok(None) => adopted.trouble = None,

@@ -272,7 +272,7 @@ impl VmActor {
                 self.netns = netns.or(self.netns.take());
             }
             Output::Vmm(vmm) => {
-                self.record.vmm = Some(vmm.identity().clone());
+                self.record.vmm = Some(vmm.known());
                 self.vmm = Some(vmm);
                 self.watch(ctx);
             }
@@ -358,7 +358,7 @@ impl VmActor {
             error: self.record.error.clone(),
             address: plan.as_ref().map(|plan| plan.address),
             netns: plan.map(|plan| plan.netns.to_string()),
-            pid: self.record.vmm.as_ref().map(|vmm| vmm.pid),
+            pid: self.record.vmm.as_ref().map(|vmm| vmm.process.pid),
             created_at: self.record.created_at,
             since: self.record.since,
             timings: self.timings.clone(),

@@ -86,7 +86,7 @@ async fn a_killed_vmm_is_noticed_and_its_calls_say_so() {
     let error = vmm.state().await.unwrap_err();
     assert!(matches!(error, Error::Ended { sent: false, .. }), "{error}");
     assert!(bench.launch.socket.exists(), "SIGKILL leaves the socket behind");
-    assert!(hypervisor.adopt(&bench.launch, vmm.identity()).await.unwrap().is_none());
+    assert!(hypervisor.adopt(&bench.launch, &vmm.known()).await.unwrap().is_none());
     assert_eq!(vmm.end(GRACE).await.unwrap(), exit);
     bench.assert_nothing_left();
 }
@@ -95,13 +95,13 @@ async fn a_killed_vmm_is_noticed_and_its_calls_say_so() {
 async fn a_vmm_is_adopted_and_ended_by_its_new_owner() {
     let bench = Bench::new();
     let (hypervisor, first) = launched(&bench).await;
-    let identity = first.identity().clone();
-    let second = hypervisor.adopt(&bench.launch, &identity).await.unwrap().expect("it lives");
-    assert_eq!(second.identity(), &identity);
+    let known = first.known();
+    let second = hypervisor.adopt(&bench.launch, &known).await.unwrap().expect("it lives");
+    assert_eq!(second.identity(), &known.process);
     assert_eq!(second.version(), first.version());
     assert_eq!(second.state().await.unwrap(), None);
     assert_eq!(second.end(GRACE).await.unwrap(), Exit::Orderly);
-    assert!(hypervisor.adopt(&bench.launch, &identity).await.unwrap().is_none());
+    assert!(hypervisor.adopt(&bench.launch, &known).await.unwrap().is_none());
     timeout(LONG, first.exited()).await.unwrap();
     bench.assert_nothing_left();
 }
@@ -110,11 +110,11 @@ async fn a_vmm_is_adopted_and_ended_by_its_new_owner() {
 async fn an_identity_that_serves_no_socket_is_an_error_and_not_gone() {
     let bench = Bench::new();
     let (hypervisor, vmm) = launched(&bench).await;
-    let own = ProcessIdentity::own().unwrap();
+    let own = Known { process: ProcessIdentity::own().unwrap(), version: vmm.version().clone() };
     let error = hypervisor.adopt(&bench.launch, &own).await.err().unwrap();
     assert!(matches!(error, Error::Impostor { .. }), "{error}");
     std::fs::rename(&bench.launch.socket, bench.path("moved")).unwrap();
-    let error = hypervisor.adopt(&bench.launch, vmm.identity()).await.err().unwrap();
+    let error = hypervisor.adopt(&bench.launch, &vmm.known()).await.err().unwrap();
     assert!(matches!(error, Error::Unreachable { .. }), "{error}");
     // Found by its argument although nobody serves the socket's name any more.
     hypervisor.clear(&bench.launch).await.unwrap();
@@ -165,7 +165,7 @@ async fn a_guest_that_powers_itself_off_is_told_from_obedience() {
     let bench = Bench::new();
     let (hypervisor, vmm) = launched(&bench).await;
     // As after a restart of the runner: nobody tells the adopter an exit code for sure.
-    let adopted = hypervisor.adopt(&bench.launch, vmm.identity()).await.unwrap().expect("it lives");
+    let adopted = hypervisor.adopt(&bench.launch, &vmm.known()).await.unwrap().expect("it lives");
     vmm.create(&config(&bench, &*vmm, "vmlinux")).await.unwrap();
     vmm.boot().await.unwrap();
     match vmm.power_button().await {

@@ -8,6 +8,7 @@ pub fn default_true() -> bool {
     true
 }
 
+/// What all PCI devices have in common.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct PciDeviceCommonConfig {
     #[serde(default)]
@@ -51,6 +52,7 @@ pub enum LockGranularityChoice {
     Full,
 }
 
+/// A disk.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct DiskConfig {
     #[serde(flatten)]
@@ -97,6 +99,7 @@ fn default_disk_queue_size() -> u16 {
     128
 }
 
+/// Limits of a device; carried, not enforced. The only place where unknown members are refused.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct RateLimiterConfig {
@@ -104,6 +107,7 @@ pub struct RateLimiterConfig {
     pub ops: Option<TokenBucketConfig>,
 }
 
+/// One limit.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub struct TokenBucketConfig {
     pub size: u64,
@@ -161,6 +165,7 @@ impl<'de> Deserialize<'de> for MacAddr {
     }
 }
 
+/// Role of a vhost-user net device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub enum VhostMode {
     #[default]
@@ -168,6 +173,7 @@ pub enum VhostMode {
     Server,
 }
 
+/// A net device.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct NetConfig {
     #[serde(flatten)]
@@ -217,6 +223,7 @@ pub fn forget_fds<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Vec<i32>>, D
     Ok(given.map(|fds| vec![-1; fds.len()]))
 }
 
+/// Source of random numbers.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct RngConfig {
     #[serde(flatten)]
@@ -230,6 +237,7 @@ impl Default for RngConfig {
     }
 }
 
+/// Where a console goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub enum ConsoleOutputMode {
     Off,
@@ -240,6 +248,7 @@ pub enum ConsoleOutputMode {
     Null,
 }
 
+/// What serial port and console have in common.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct CommonConsoleConfig {
     #[serde(default)]
@@ -255,6 +264,7 @@ impl CommonConsoleConfig {
     }
 }
 
+/// The serial port.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct SerialConfig {
     #[serde(flatten)]
@@ -267,6 +277,7 @@ impl Default for SerialConfig {
     }
 }
 
+/// The virtio console.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct ConsoleConfig {
     #[serde(flatten)]
@@ -284,6 +295,7 @@ impl Default for ConsoleConfig {
     }
 }
 
+/// The debug console.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct DebugConsoleConfig {
     #[serde(default)]
@@ -298,6 +310,7 @@ impl Default for DebugConsoleConfig {
     }
 }
 
+/// The vsock device.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct VsockConfig {
     #[serde(flatten)]

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::devices::default_true;
 
+/// How memory is plugged in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub enum HotplugMethod {
     #[default]
@@ -11,6 +12,7 @@ pub enum HotplugMethod {
     VirtioMem,
 }
 
+/// A piece of memory with its own backing. Sizes are in bytes.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct MemoryZoneConfig {
     pub id: String,
@@ -37,6 +39,7 @@ pub struct MemoryZoneConfig {
     pub mergeable: bool,
 }
 
+/// Memory of the VM. Sizes are in bytes; 0 means "use zones".
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct MemoryConfig {
     pub size: u64,

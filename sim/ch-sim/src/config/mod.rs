@@ -28,6 +28,7 @@ use devices::default_true;
 /// Parts of a list that are carried but not modelled.
 pub type Opaque = Option<Vec<Value>>;
 
+/// vCPUs.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct CpusConfig {
     pub boot_vcpus: u32,
@@ -71,6 +72,7 @@ impl Default for CpusConfig {
     }
 }
 
+/// Arrangement of the vCPUs.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct CpuTopology {
     pub threads_per_core: u16,
@@ -79,12 +81,14 @@ pub struct CpuTopology {
     pub packages: u16,
 }
 
+/// Optional CPU features.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct CpuFeatures {
     #[serde(default)]
     pub amx: bool,
 }
 
+/// Which vCPUs may share a core.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub enum CoreScheduling {
     #[default]
@@ -93,12 +97,14 @@ pub enum CoreScheduling {
     Off,
 }
 
+/// CPU model shown to the guest.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 pub enum CpuProfile {
     #[default]
     Host,
 }
 
+/// What boots: kernel or firmware.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct PayloadConfig {
     #[serde(default)]
@@ -111,6 +117,7 @@ pub struct PayloadConfig {
     pub initramfs: Option<String>,
 }
 
+/// Memory balloon; its size is in bytes.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct BalloonConfig {
     #[serde(flatten)]
@@ -122,12 +129,14 @@ pub struct BalloonConfig {
     pub free_page_reporting: bool,
 }
 
+/// A path the VMM may use; carried, not enforced.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct LandlockConfig {
     pub path: String,
     pub access: String,
 }
 
+/// The whole configuration of a VM.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct VmConfig {
     #[serde(default)]

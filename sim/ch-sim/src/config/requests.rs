@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::devices::forget_fds;
 
+/// Body of `vm.resize`; sizes in bytes.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct VmResize {
     pub desired_vcpus: Option<u32>,
@@ -11,28 +12,33 @@ pub struct VmResize {
     pub desired_balloon: Option<u64>,
 }
 
+/// Body of `vm.resize-disk`; size in bytes.
 #[derive(Clone, Debug, Deserialize)]
 pub struct VmResizeDisk {
     pub id: String,
     pub desired_size: u64,
 }
 
+/// Body of `vm.resize-zone`; size in bytes.
 #[derive(Clone, Debug, Deserialize)]
 pub struct VmResizeZone {
     pub id: String,
     pub desired_ram: u64,
 }
 
+/// Body of `vm.remove-device`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct VmRemoveDevice {
     pub id: String,
 }
 
+/// Body of `vm.snapshot`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct VmSnapshotConfig {
     pub destination_url: String,
 }
 
+/// How memory comes back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub enum MemoryRestoreMode {
     #[default]
@@ -50,6 +56,7 @@ pub struct RestoredNetConfig {
     pub fds: Option<Vec<i32>>,
 }
 
+/// Body of `vm.restore`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct RestoreConfig {
     pub source_url: String,
@@ -63,11 +70,13 @@ pub struct RestoreConfig {
     pub resume: bool,
 }
 
+/// Body of `vm.receive-migration`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct VmReceiveMigrationData {
     pub receiver_url: String,
 }
 
+/// Body of `vm.send-migration`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct VmSendMigrationData {
     pub destination_url: String,

@@ -180,8 +180,8 @@ impl VmConfig {
                 return Err(Chain::new(format!("Huge page size is not power of 2: {size}")));
             }
         }
-        let zones = self.memory.zones.iter().flatten();
-        let both = zones.map(|z| z.shared && z.mergeable).any(|both| both);
+        let mut zones = self.memory.zones.iter().flatten();
+        let both = zones.any(|z| z.shared && z.mergeable);
         if both || (self.memory.shared && self.memory.mergeable) {
             return Err(Chain::new("Invalid to set both 'mergeable' and 'shared' for memory"));
         }

@@ -1,6 +1,7 @@
 //! The guest: a thread with a network stack and a toolbox, whose state lives in guest memory.
 
 mod clock;
+mod commands;
 mod conn;
 mod device;
 mod files;

@@ -5,11 +5,10 @@ use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use super::GuestEvent;
 use super::fs::resolve;
 use super::machine::{Dial, Machine, Network};
 use super::words::{Line, Link, lines, words};
-use crate::disk::BLOCK_BYTES;
+use super::{GuestEvent, commands};
 
 /// How long `connect` and `ping` wait by default.
 const NET_PATIENCE: Duration = Duration::from_secs(2);
@@ -231,7 +230,7 @@ impl Job {
                 Some((flag, rest)) if flag == "-n" => ok(&rest.join(" ")),
                 _ => ok(&format!("{}\n", args.join(" "))),
             },
-            "printf" => ok(&printf(args)),
+            "printf" => ok(&commands::printf(args)),
             "whoami" => ok("daytona\n"),
             "hostname" => ok(&format!("{}\n", machine.state.hostname)),
             "nproc" => ok("1\n"),
@@ -244,7 +243,7 @@ impl Job {
                 super::files::command(name, args, &self.cwd, &mut machine.state.files)
                     .map_or_else(|text| Effect::Done(1, text), |text| ok(&text))
             }
-            "write-block" | "read-block" | "sync" => match block(name, args, machine) {
+            "write-block" | "read-block" | "sync" => match commands::block(name, args, machine) {
                 Ok(output) => ok(&output),
                 Err(error) => Effect::Done(1, format!("{name}: {error}\n")),
             },
@@ -281,7 +280,8 @@ fn target(args: &[String], with_port: bool) -> Option<(Ipv4Addr, u16, Duration)>
     let host = args.first()?.parse().ok()?;
     let port = if with_port { args.get(1)?.parse().ok()? } else { 0 };
     let patience = args.get(if with_port { 2 } else { 1 });
-    let patience = patience.and_then(|text| text.parse().ok()).map(Duration::from_secs_f64);
+    let patience = patience.and_then(|text| text.parse().ok());
+    let patience = patience.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     Some((host, port, patience.unwrap_or(NET_PATIENCE)))
 }
 
@@ -303,49 +303,4 @@ fn ping(args: &[String], now: Instant, net: &mut dyn Network) -> Effect {
         Some(id) => Effect::Wait(What::Pong(id, host), now + patience),
         None => Effect::Done(1, "unreachable\n".to_owned()),
     }
-}
-
-/// `printf FORMAT ARGS...` with `%s`, `%d`, `%%` and the usual escapes.
-fn printf(args: &[String]) -> String {
-    let Some((format, rest)) = args.split_first() else {
-        return String::new();
-    };
-    let mut rest = rest.iter();
-    let mut text = String::new();
-    let mut chars = format.chars();
-    while let Some(c) = chars.next() {
-        match (c, c == '\\' || c == '%') {
-            (_, false) => text.push(c),
-            (marker, _) => match (marker, chars.next()) {
-                ('\\', Some('n')) => text.push('\n'),
-                ('\\', Some('t')) => text.push('\t'),
-                ('%', Some('s' | 'd')) => text.push_str(rest.next().map_or("", String::as_str)),
-                (_, Some(other)) => text.push(other),
-                (marker, None) => text.push(marker),
-            },
-        }
-    }
-    text
-}
-
-/// `write-block N TEXT`, `read-block N`, `sync`: the guest's disk.
-fn block(name: &str, args: &[String], machine: &mut Machine) -> std::io::Result<String> {
-    let missing = || std::io::Error::other("no writable disk");
-    let disk = machine.disk.clone().ok_or_else(missing)?;
-    let mut disk = disk.lock().map_err(|_| std::io::Error::other("disk is unusable"))?;
-    if name == "sync" {
-        return disk.flush().map(|()| String::new());
-    }
-    let index = args.first().and_then(|text| text.parse().ok());
-    let index = index.ok_or_else(|| std::io::Error::other("usage: N [TEXT]"))?;
-    if name == "read-block" {
-        let block = disk.read_block(index)?;
-        let end = block.iter().position(|byte| *byte == 0).unwrap_or(BLOCK_BYTES);
-        return Ok(format!("{}\n", String::from_utf8_lossy(&block[..end])));
-    }
-    let text = args[1..].join(" ");
-    let mut block = [0; BLOCK_BYTES];
-    let length = text.len().min(BLOCK_BYTES);
-    block[..length].copy_from_slice(&text.as_bytes()[..length]);
-    disk.write_block(index, &block).map(|()| String::new())
 }

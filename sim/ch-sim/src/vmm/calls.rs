@@ -21,7 +21,7 @@ impl Vmm {
             Call::Resume => self.resume().map(none),
             Call::Shutdown => self.shutdown().map(none),
             Call::Reboot => self.reboot().map(none),
-            Call::PowerButton => self.vm_mut().map(|vm| none(vm.power_button())),
+            Call::PowerButton => self.vm_mut().map(Vm::power_button).map(none),
             Call::Nmi => self.vm_mut().map(|_| None),
             Call::Delete => self.delete().map(none),
             Call::VmmShutdown => self.vmm_shutdown().map(none),

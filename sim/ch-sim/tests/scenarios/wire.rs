@@ -72,7 +72,7 @@ fn bad_json_is_quoted_with_its_place() {
         ),
         (
             r#"{"serial":{"mode":"file"}}"#,
-            "unknown variant `file`, expected one of `Off`, `Pty`, `Tty`, `File`, `Socket`, `Null` at line 1 column 24",
+            "unknown variant `file`, expected one of `Off`, `Pty`, `Tty`, `File`, `Socket`, `Null` at line 1 column 25",
         ),
     ];
     for_each(|binary| {

@@ -1,0 +1,489 @@
+//! The actors on a host that exists only in memory, in virtual time: every effect can be made to fail,
+//! hang or panic, and at the end the host is asked what is left on it. The store is the real one.
+
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use actix::{Actor, Addr};
+use futures::FutureExt;
+use futures::future::LocalBoxFuture;
+use runner_ch::actors::supervisor::Plan;
+use runner_ch::actors::{ProxyActor, Routes, SupervisorActor, vm};
+use runner_ch::control_plane::{
+    self, ControlPlane, Healthcheck, Job, JobPage, JobReport, Jobs, RemoteSandbox, StateUpdate,
+};
+use runner_ch::disk::{self, Disks, Format, RootDisk, SandboxDisks, Space, Strategy};
+use runner_ch::error::{ErrorCode, Failure};
+use runner_ch::hypervisor::{self, Exit, Hypervisor, Known, Launch, ProcessIdentity, Version, VmConfig, VmState, Vmm};
+use runner_ch::ids::{JobId, SandboxId};
+use runner_ch::jobs::payload::CreateSpec;
+use runner_ch::messages::supervisor::{Order, Recover};
+use runner_ch::net::{self, Namespace, Network, SlotPool};
+use runner_ch::ports::Ports;
+use runner_ch::sandbox::admission::Defaults;
+use runner_ch::sandbox::{Ask, Views};
+use runner_ch::store::SledStore;
+use runner_ch::toolbox::Toolbox;
+use tokio::sync::Notify;
+
+/// What an effect does when it is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Twist {
+    Fails,
+    Hangs,
+    Panics,
+}
+
+/// The host in memory. Effects are named like their methods.
+#[derive(Default)]
+pub struct HostState {
+    pub networks: BTreeSet<String>,
+    pub disks: BTreeSet<String>,
+    /// VMMs by sandbox, with whether a VM runs in them.
+    pub vmms: HashMap<String, FakeVmm>,
+    pub effects: Vec<String>,
+    twists: HashMap<String, (usize, Twist)>,
+    pids: i32,
+    pub booting: usize,
+    pub most_booting: usize,
+}
+
+#[derive(Clone, Default)]
+pub struct Host(pub Rc<RefCell<HostState>>);
+
+impl Host {
+    /// From now on the effect does this, that many times.
+    pub fn twist(&self, effect: &str, twist: Twist, times: usize) {
+        self.0.borrow_mut().twists.insert(effect.to_owned(), (times, twist));
+    }
+
+    pub fn untwist(&self) {
+        self.0.borrow_mut().twists.clear();
+    }
+
+    pub fn count(&self, effect: &str) -> usize {
+        self.0.borrow().effects.iter().filter(|done| *done == effect).count()
+    }
+
+    pub fn assert_nothing_left(&self) {
+        let host = self.0.borrow();
+        assert!(host.networks.is_empty(), "networks {:?}", host.networks);
+        assert!(host.disks.is_empty(), "disks {:?}", host.disks);
+        assert!(host.vmms.is_empty(), "VMMs of {:?}", host.vmms.keys());
+    }
+
+    async fn effect(&self, name: &str) -> Result<(), ()> {
+        let twist = {
+            let mut host = self.0.borrow_mut();
+            host.effects.push(name.to_owned());
+            match host.twists.get_mut(name) {
+                Some((times, twist)) if *times > 0 => {
+                    *times -= 1;
+                    Some(*twist)
+                }
+                _ => None,
+            }
+        };
+        match twist {
+            None => Ok(()),
+            Some(Twist::Fails) => Err(()),
+            Some(Twist::Hangs) => std::future::pending().await,
+            Some(Twist::Panics) => panic!("{name} panics, as ordered"),
+        }
+    }
+}
+
+#[derive(Clone)]
+pub struct FakeVmm {
+    host: Host,
+    sandbox: String,
+    pub known: Known,
+    exited: Rc<(RefCell<Option<Exit>>, Notify)>,
+}
+
+impl FakeVmm {
+    /// The same process again, alive: for tests in which only its watcher was mistaken.
+    pub fn revived(&self) -> Self {
+        Self { exited: Rc::default(), ..self.clone() }
+    }
+
+    /// The process is gone.
+    pub fn exit(&self, exit: Exit) {
+        *self.exited.0.borrow_mut() = Some(exit);
+        self.exited.1.notify_waiters();
+        self.host.0.borrow_mut().vmms.remove(&self.sandbox);
+    }
+}
+
+fn refused(call: &str) -> hypervisor::Error {
+    hypervisor::Error::NoNamespace { sandbox: call.parse().expect("a name") }
+}
+
+impl Vmm for FakeVmm {
+    fn identity(&self) -> &ProcessIdentity {
+        &self.known.process
+    }
+
+    fn version(&self) -> &Version {
+        &self.known.version
+    }
+
+    fn create<'a>(&'a self, _: &'a VmConfig) -> LocalBoxFuture<'a, Result<(), hypervisor::Error>> {
+        async { self.host.effect("create").await.map_err(|()| refused("create")) }.boxed_local()
+    }
+
+    fn boot(&self) -> LocalBoxFuture<'_, Result<(), hypervisor::Error>> {
+        async {
+            {
+                let mut host = self.host.0.borrow_mut();
+                host.booting += 1;
+                host.most_booting = host.most_booting.max(host.booting);
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let booted = self.host.effect("boot").await.map_err(|()| refused("boot"));
+            self.host.0.borrow_mut().booting -= 1;
+            booted
+        }
+        .boxed_local()
+    }
+
+    fn state(&self) -> LocalBoxFuture<'_, Result<Option<VmState>, hypervisor::Error>> {
+        async { Ok(Some(VmState::Running)) }.boxed_local()
+    }
+
+    fn power_button(&self) -> LocalBoxFuture<'_, Result<(), hypervisor::Error>> {
+        async {
+            self.host.effect("power_button").await.map_err(|()| refused("power_button"))?;
+            self.exit(Exit::GuestPowerOff);
+            Ok(())
+        }
+        .boxed_local()
+    }
+
+    fn exited(&self) -> LocalBoxFuture<'_, Exit> {
+        async {
+            loop {
+                let woken = self.exited.1.notified();
+                // Bound before the match: the borrow must not be held while waiting.
+                let exit = self.exited.0.borrow().clone();
+                if let Some(exit) = exit {
+                    // Lets a test make the watching actor panic.
+                    let _ = self.host.effect("exited").await;
+                    return exit;
+                }
+                woken.await;
+            }
+        }
+        .boxed_local()
+    }
+
+    fn end(&self, _: Duration) -> LocalBoxFuture<'_, Result<Exit, hypervisor::Error>> {
+        async {
+            self.host.effect("end").await.map_err(|()| refused("end"))?;
+            self.exit(Exit::Orderly);
+            Ok(Exit::Orderly)
+        }
+        .boxed_local()
+    }
+}
+
+impl Hypervisor for Host {
+    fn launch<'a>(&'a self, launch: &'a Launch) -> LocalBoxFuture<'a, Result<Rc<dyn Vmm>, hypervisor::Error>> {
+        async move {
+            self.effect("launch").await.map_err(|()| refused("launch"))?;
+            let sandbox = launch.sandbox.to_string();
+            let mut process = ProcessIdentity::own()?;
+            self.0.borrow_mut().pids += 1;
+            process.pid = 1_000_000 + self.0.borrow().pids;
+            let known = Known { process, version: Version::parse("v53.0")? };
+            let vmm = FakeVmm { host: self.clone(), sandbox: sandbox.clone(), known, exited: Rc::default() };
+            let before = self.0.borrow_mut().vmms.insert(sandbox, vmm.clone());
+            assert!(before.is_none(), "two VMMs for one sandbox");
+            Ok(Rc::new(vmm) as Rc<dyn Vmm>)
+        }
+        .boxed_local()
+    }
+
+    fn adopt<'a>(
+        &'a self,
+        launch: &'a Launch,
+        known: &'a Known,
+    ) -> LocalBoxFuture<'a, Result<Option<Rc<dyn Vmm>>, hypervisor::Error>> {
+        async move {
+            self.effect("adopt").await.map_err(|()| refused("adopt"))?;
+            let found = self.0.borrow().vmms.get(launch.sandbox.as_str()).cloned();
+            Ok(found.filter(|vmm| vmm.known == *known).map(|vmm| Rc::new(vmm) as Rc<dyn Vmm>))
+        }
+        .boxed_local()
+    }
+
+    fn clear<'a>(&'a self, launch: &'a Launch) -> LocalBoxFuture<'a, Result<(), hypervisor::Error>> {
+        async move {
+            self.effect("clear").await.map_err(|()| refused("clear"))?;
+            let found = self.0.borrow().vmms.get(launch.sandbox.as_str()).cloned();
+            if let Some(vmm) = found {
+                vmm.exit(Exit::Signal { signal: 9 });
+            }
+            Ok(())
+        }
+        .boxed_local()
+    }
+}
+
+impl Network for Host {
+    fn prepare_host(&self) -> LocalBoxFuture<'_, Result<(), net::Error>> {
+        async { Ok(()) }.boxed_local()
+    }
+
+    fn create<'a>(&'a self, plan: &'a net::Plan) -> LocalBoxFuture<'a, Result<Namespace, net::Error>> {
+        async move {
+            let failed = |()| net::Error::NoNamespace { netns: plan.netns.clone() };
+            self.effect("network").await.map_err(failed)?;
+            self.0.borrow_mut().networks.insert(plan.sandbox.to_string());
+            self.open(plan).await
+        }
+        .boxed_local()
+    }
+
+    fn open<'a>(&'a self, plan: &'a net::Plan) -> LocalBoxFuture<'a, Result<Namespace, net::Error>> {
+        async move {
+            if !self.0.borrow().networks.contains(plan.sandbox.as_str()) {
+                return Err(net::Error::NoNamespace { netns: plan.netns.clone() });
+            }
+            let nothing: OwnedFd = std::fs::File::open("/dev/null").expect("/dev/null").into();
+            Ok(Namespace::from_fd(plan.netns.clone(), nothing))
+        }
+        .boxed_local()
+    }
+
+    fn remove<'a>(&'a self, plan: &'a net::Plan) -> LocalBoxFuture<'a, Result<(), net::Error>> {
+        async move {
+            let failed = |()| net::Error::NoNamespace { netns: plan.netns.clone() };
+            self.effect("unplug").await.map_err(failed)?;
+            self.0.borrow_mut().networks.remove(plan.sandbox.as_str());
+            Ok(())
+        }
+        .boxed_local()
+    }
+}
+
+impl Disks for Host {
+    fn strategy(&self) -> Strategy {
+        Strategy::Overlay
+    }
+
+    fn dir(&self, sandbox: &SandboxId) -> PathBuf {
+        Path::new("/nowhere").join(sandbox.as_str())
+    }
+
+    fn create<'a>(&'a self, plan: &'a disk::Plan) -> LocalBoxFuture<'a, Result<SandboxDisks, disk::Error>> {
+        async move {
+            let failed = |()| disk::Error::Seed { field: "disk".into(), why: "as ordered".into() };
+            self.effect("disk").await.map_err(failed)?;
+            self.0.borrow_mut().disks.insert(plan.sandbox.to_string());
+            let dir = self.dir(&plan.sandbox);
+            let (path, base) = (dir.join("disk.qcow2"), "/nowhere/base".into());
+            let root = RootDisk { path, format: Format::Qcow2, backed: true, size: plan.size, base };
+            Ok(SandboxDisks { root, seed: dir.join("seed.img") })
+        }
+        .boxed_local()
+    }
+
+    fn remove<'a>(&'a self, sandbox: &'a SandboxId) -> LocalBoxFuture<'a, Result<(), disk::Error>> {
+        async move {
+            let failed = |()| disk::Error::Seed { field: "disk".into(), why: "as ordered".into() };
+            self.effect("erase").await.map_err(failed)?;
+            self.0.borrow_mut().disks.remove(sandbox.as_str());
+            Ok(())
+        }
+        .boxed_local()
+    }
+
+    fn hold_base<'a>(&'a self, _: &'a Path) -> LocalBoxFuture<'a, Result<(), disk::Error>> {
+        async { Ok(()) }.boxed_local()
+    }
+
+    fn space(&self) -> LocalBoxFuture<'_, Result<Space, disk::Error>> {
+        async { Ok(Space { total: 1 << 40, available: 1 << 39 }) }.boxed_local()
+    }
+
+    fn snapshot_count(&self) -> LocalBoxFuture<'_, Result<u64, disk::Error>> {
+        async { Ok(1) }.boxed_local()
+    }
+}
+
+impl Toolbox for Host {
+    fn wait_ready<'a>(&'a self, _: &'a Namespace, _: Duration) -> LocalBoxFuture<'a, Result<String, Failure>> {
+        async {
+            let failed = |()| Failure::new(ErrorCode::Timeout, "the toolbox did not answer, as ordered");
+            self.effect("ready").await.map_err(failed)?;
+            Ok("1.2.3".to_owned())
+        }
+        .boxed_local()
+    }
+
+    fn init<'a>(&'a self, _: &'a Namespace, _: &'a str) -> LocalBoxFuture<'a, Result<(), Failure>> {
+        async { Ok(()) }.boxed_local()
+    }
+}
+
+/// An API that hands out what it is given and keeps what it is told.
+#[derive(Default)]
+pub struct Api {
+    pub jobs: RefCell<Vec<Job>>,
+    pub waiting: Notify,
+    pub reports: RefCell<Vec<(JobId, serde_json::Value)>>,
+}
+
+impl Api {
+    pub fn hand_out(&self, job: serde_json::Value) {
+        self.jobs.borrow_mut().push(Job::from_json(&job).expect("a job"));
+        self.waiting.notify_one();
+    }
+}
+
+impl ControlPlane for Api {
+    fn poll(&self, _: Duration, _: u32) -> LocalBoxFuture<'_, Result<Jobs, control_plane::Error>> {
+        async {
+            self.waiting.notified().await;
+            Ok(Jobs { jobs: std::mem::take(&mut *self.jobs.borrow_mut()), unreadable: Vec::new() })
+        }
+        .boxed_local()
+    }
+
+    fn in_progress(&self, _: u32) -> LocalBoxFuture<'_, Result<JobPage, control_plane::Error>> {
+        async { Ok(JobPage { jobs: Vec::new(), unreadable: Vec::new(), total: 0, page: 1, total_pages: 1 }) }
+            .boxed_local()
+    }
+
+    fn report<'a>(
+        &'a self,
+        job: &'a JobId,
+        report: &'a JobReport,
+    ) -> LocalBoxFuture<'a, Result<(), control_plane::Error>> {
+        async move {
+            let body = serde_json::to_value(report).expect("JSON");
+            self.reports.borrow_mut().push((job.clone(), body));
+            Ok(())
+        }
+        .boxed_local()
+    }
+
+    fn healthcheck<'a>(&'a self, _: &'a Healthcheck) -> LocalBoxFuture<'a, Result<(), control_plane::Error>> {
+        async { Ok(()) }.boxed_local()
+    }
+
+    fn started_sandboxes(&self) -> LocalBoxFuture<'_, Result<Vec<RemoteSandbox>, control_plane::Error>> {
+        async { Ok(Vec::new()) }.boxed_local()
+    }
+
+    fn put_state<'a>(
+        &'a self,
+        _: &'a SandboxId,
+        _: &'a StateUpdate,
+    ) -> LocalBoxFuture<'a, Result<(), control_plane::Error>> {
+        async { Ok(()) }.boxed_local()
+    }
+}
+
+/// A runner on that host.
+pub struct World {
+    pub host: Host,
+    pub api: Rc<Api>,
+    pub views: Views,
+    pub routes: Routes,
+    pub ports: Ports,
+    pub supervisor: Addr<SupervisorActor>,
+}
+
+/// What outlives a runner: its host and its store.
+pub struct Machine {
+    pub host: Host,
+    state: tempfile::TempDir,
+}
+
+impl Machine {
+    pub fn new() -> Self {
+        Self { host: Host::default(), state: tempfile::tempdir().expect("a directory") }
+    }
+
+    /// One life of a runner on this machine. It ends as by SIGKILL: whatever is under way is dropped
+    /// where it is and never comes back.
+    pub fn life<T>(&self, story: impl AsyncFnOnce(World) -> T) -> T {
+        actix::System::new().block_on(async {
+            tokio::time::pause();
+            story(World::on(self.host.clone(), self.state.path()).await).await
+        })
+    }
+}
+
+impl World {
+    pub async fn on(host: Host, state: &Path) -> Self {
+        let api = Rc::new(Api::default());
+        let ports = Ports {
+            network: Rc::new(host.clone()),
+            disks: Rc::new(host.clone()),
+            hypervisor: Rc::new(host.clone()),
+            toolbox: Rc::new(host.clone()),
+            store: Rc::new(SledStore::open(state).expect("the store opens")),
+            control_plane: api.clone(),
+        };
+        let settings = vm::Settings {
+            sockets: "/nowhere".into(),
+            kernel: "/nowhere/vmlinuz".into(),
+            initramfs: None,
+            cmdline: "console=ttyS0".into(),
+            daemon_start_timeout: Some(Duration::from_secs(60)),
+            sandbox_start_timeout: Duration::from_secs(30 * 60),
+            stop_timeout: Duration::from_secs(10),
+        };
+        let plan = Plan {
+            ports: ports.clone(),
+            settings,
+            defaults: Defaults { vcpus: 1, memory_mib: 512, disk_gib: 1 },
+            slots: SlotPool::new("10.9.0.0/24".parse().expect("a network")).expect("a pool"),
+            max_starting: 2,
+            host_cpus: 4,
+            host_memory: 64 << 30,
+        };
+        let (views, routes) = (Views::default(), Routes::default());
+        let proxy = ProxyActor::new(routes.clone()).start();
+        let supervisor = SupervisorActor::start_with(plan, views.clone(), proxy);
+        supervisor.send(Recover).await.expect("the supervisor lives").expect("the store is read");
+        Self { host, api, views, routes, ports, supervisor }
+    }
+
+    pub fn create(&self, id: &str) -> impl Future<Output = Result<(), Failure>> + use<> {
+        let body = serde_json::json!({ "id": id });
+        self.order(Order::create(CreateSpec::from_json(&body).expect("a spec")))
+    }
+
+    pub fn ask(&self, id: &str, ask: Ask) -> impl Future<Output = Result<(), Failure>> + use<> {
+        self.order(Order::new(id.parse().expect("an id"), ask))
+    }
+
+    fn order(&self, order: Order) -> impl Future<Output = Result<(), Failure>> + use<> {
+        let supervisor = self.supervisor.clone();
+        async move { supervisor.send(order).await.expect("the supervisor lives").map(drop) }
+    }
+
+    pub fn state(&self, id: &str) -> Option<String> {
+        let view = self.views.get(&id.parse().expect("an id"))?;
+        serde_json::to_value(view.state).expect("a name").as_str().map(str::to_owned)
+    }
+
+    /// Virtual time passes; everything that can happen in it does.
+    pub async fn until(&self, what: &str, mut look: impl FnMut() -> bool) {
+        for _ in 0..100_000 {
+            if look() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{what} did not happen");
+    }
+}
