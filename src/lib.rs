@@ -10,6 +10,8 @@
 //! | [`hypervisor`], [`net`], [`disk`], [`store`], [`control_plane`], [`toolbox`] | the effects |
 //! | [`http`] | the runner's own API and the way into the guests |
 
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
 pub mod actors;
 pub mod app;
 pub mod backoff;

@@ -26,7 +26,7 @@ fn a_boot_that_fails_carries_the_words_of_cloud_hypervisor() {
     let _runner = host.runner();
     std::fs::write(host.path("vmlinux"), "not a kernel").unwrap();
     fails_with(&host, &host.spec("box"), &["box", "vm.boot", "The VM could not boot"]);
-    std::fs::copy(common::program("ch-sim"), host.path("vmlinux")).unwrap();
+    host.write_kernel();
     host.completed(&host.api.create_sandbox(&host.spec("box")).unwrap());
 }
 

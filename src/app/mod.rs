@@ -16,7 +16,7 @@ use crate::actors::supervisor::Plan;
 use crate::actors::vm::Settings;
 use crate::actors::{JobPollerActor, ProxyActor, ReporterActor, Routes, SupervisorActor, job_poller};
 use crate::config::Config;
-use crate::control_plane::{AwcControlPlane, ServiceHealth};
+use crate::control_plane::{AwcControlPlane, Deadlines, ServiceHealth};
 use crate::disk::FileDisks;
 use crate::error::{Failure, chain};
 use crate::host::{HostMetrics, Identity, LinuxHost, default_domain};
@@ -104,6 +104,7 @@ fn ports(config: &Config, store: SledStore) -> Result<Ports, StartError> {
         guest_mtu: None,
     })?;
     let api = &config.api;
+    let deadlines = Deadlines { healthcheck: api.healthcheck_timeout, ..Deadlines::default() };
     let network =
         LinuxNetwork::new(config.network.bridge.clone(), config.network.pool, config.network.deny.clone(), NFT_TABLE);
     Ok(Ports {
@@ -112,7 +113,9 @@ fn ports(config: &Config, store: SledStore) -> Result<Ports, StartError> {
         hypervisor: Rc::new(CloudHypervisor::new(crate::hypervisor::launch::Settings::new(&config.ch_binary))),
         toolbox: Rc::new(GuestToolbox),
         store: Rc::new(store),
-        control_plane: Rc::new(AwcControlPlane::new(&api.base_url, api.token.expose(), &version())?),
+        control_plane: Rc::new(
+            AwcControlPlane::new(&api.base_url, api.token.expose(), &version())?.with_deadlines(deadlines),
+        ),
     })
 }
 
@@ -176,7 +179,8 @@ async fn start(config: &Config) -> Result<Running, StartError> {
     let loaded = ports.store.load().await?;
     supervisor.send(Recover).await.map_err(|_| gone())??;
     recovered.set();
-    info!(version = version(), port = config.http.port, disks = ?ports.disks.strategy(), "runner is ready");
+    let environment = config.log.environment.as_deref();
+    info!(version = version(), environment, port = config.http.port, disks = ?ports.disks.strategy(), "runner is ready");
 
     let poller = JobPollerActor::start_with(
         ports.clone(),

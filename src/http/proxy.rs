@@ -1,13 +1,10 @@
 //! Requests for guests (PROTOCOL.md 7): the toolbox and the ports behind it. A connection is made in
 //! the sandbox's namespace for each request; bodies stream both ways; an upgrade becomes a tunnel.
 
-use std::time::Duration;
-
 use actix_web::body::SizedStream;
 use actix_web::http::StatusCode;
-use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use actix_web::web::{Data, Payload};
-use actix_web::{HttpMessage, HttpRequest, HttpResponse, HttpResponseBuilder};
+use actix_web::{HttpRequest, HttpResponse};
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -18,33 +15,19 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tracing::debug;
 
-use super::auth::{Carrier, DAYTONA_AUTHORIZATION};
 use super::sandboxes::{find, sandbox_id};
-use super::{State, error};
-use crate::actors::proxy::Route;
+use super::{FromGuest, State, error};
 use crate::error::{ErrorCode, Failure, chain};
 use crate::ids::SandboxId;
-use crate::net;
-use crate::toolbox::PORT;
+use guest::GuestStream;
 
-/// A guest that runs accepts at once or not at all.
-const CONNECT: Duration = Duration::from_secs(5);
+mod guest;
+mod headers;
+
 /// Chunks that may wait between the two sides of a body; more would only be memory.
 const WAITING_CHUNKS: usize = 8;
 /// One read of a tunnel.
 const TUNNEL_CHUNK: usize = 32 << 10;
-
-/// Headers that belong to one connection (RFC 9110, 7.6.1) and end here.
-const HOP_BY_HOP: [&str; 8] = [
-    "connection",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
 
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
@@ -65,13 +48,36 @@ fn port() {}
 
 /// Forwards a request to the guest.
 pub async fn forward(request: HttpRequest, state: Data<State>, payload: Payload) -> HttpResponse {
-    let (target, route) = match locate(&request, &state) {
-        Ok(found) => found,
+    let target = match target(request.uri().path(), request.uri().query()) {
+        Ok(target) => target,
         Err(failure) => return error::answer(&request, &failure),
     };
-    exchange(&request, payload, &target, route).await.unwrap_or_else(|reason| {
+    match connect(&state, &target.id).await {
+        Ok(stream) => exchange(&request, &state, payload, &target, stream).await,
+        Err(Unreached::Refused(failure)) => return error::answer(&request, &failure),
+        Err(Unreached::Broken(reason)) => Err(reason),
+    }
+    .unwrap_or_else(|reason| {
         let message = format!("sandbox {}: the guest cannot be reached: {reason}", target.id);
         error::with_status(&request, StatusCode::BAD_GATEWAY, "BAD_GATEWAY", message)
+    })
+}
+
+enum Unreached {
+    /// There is no such sandbox, or it does not run.
+    Refused(Failure),
+    /// It runs and takes no connection.
+    Broken(String),
+}
+
+async fn connect(state: &State, id: &SandboxId) -> Result<GuestStream, Unreached> {
+    let view = find(state, id).map_err(Unreached::Refused)?;
+    let connected = GuestStream::connect(&state.routes, id).await;
+    connected.map_err(|error| Unreached::Broken(chain(&error)))?.ok_or_else(|| {
+        let now = serde_json::to_value(view.state).ok().and_then(|name| name.as_str().map(str::to_owned));
+        let message =
+            format!("sandbox {id} has no address (it is {}). Is the Sandbox started?", now.unwrap_or_default());
+        Unreached::Refused(Failure::new(ErrorCode::BadRequest, message))
     })
 }
 
@@ -81,23 +87,6 @@ struct Target {
     id: SandboxId,
     /// Path and query, encoded as they came.
     path: String,
-}
-
-fn locate(request: &HttpRequest, state: &State) -> Result<(Target, Route), Failure> {
-    let target = target(request.uri().path(), request.uri().query())?;
-    let view = find(state, &target.id)?;
-    let route = state.routes.get(&target.id).ok_or_else(|| {
-        let now = serde_json::to_value(view.state).ok().and_then(|name| name.as_str().map(str::to_owned));
-        Failure::new(
-            ErrorCode::BadRequest,
-            format!(
-                "sandbox {} has no address (it is {}). Is the Sandbox started?",
-                target.id,
-                now.unwrap_or_default()
-            ),
-        )
-    })?;
-    Ok((target, route))
 }
 
 /// Reads the target out of the raw path, so that its encoding stays as it is.
@@ -126,13 +115,11 @@ fn target(path: &str, query: Option<&str>) -> Result<Target, Failure> {
 
 async fn exchange(
     request: &HttpRequest,
+    state: &State,
     payload: Payload,
     target: &Target,
-    route: Route,
+    stream: GuestStream,
 ) -> Result<HttpResponse, String> {
-    let stream = route.netns.connect(net::guest(PORT), CONNECT).await.map_err(|error| chain(&error))?;
-    // The handle would keep the namespace alive for as long as the request lasts.
-    drop(route);
     let words = |error: hyper::Error| chain(&error);
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(stream)).await.map_err(words)?;
@@ -142,34 +129,18 @@ async fn exchange(
             debug!(sandbox = %id, error = %chain(&error), "a connection to the guest ended early");
         }
     });
-    let upgrade = wants_upgrade(request.headers());
-    let (body, payload) = match has_body(request.headers()) {
+    let upgrade = headers::wants_upgrade(request.headers());
+    let (body, payload) = match headers::has_body(request.headers()) {
         true if !upgrade => (request_body(payload), None),
         _ => (Empty::new().map_err(|never| match never {}).boxed_unsync(), Some(payload)),
     };
-    let outgoing = outgoing(request, target, upgrade, body)?;
+    let outgoing = headers::to_guest(request, &state.token, &target.path, upgrade);
+    let outgoing = outgoing.body(body).map_err(|error| error.to_string())?;
     let response = sender.send_request(outgoing).await.map_err(words)?;
     match (response.status().as_u16(), payload) {
         (101, Some(payload)) if upgrade => tunnel(response, payload).await,
         _ => Ok(incoming(request, response)),
     }
-}
-
-fn wants_upgrade(headers: &HeaderMap) -> bool {
-    headers.contains_key(header::UPGRADE) && connection_options(headers).any(|option| option == "upgrade")
-}
-
-fn has_body(headers: &HeaderMap) -> bool {
-    headers.contains_key(header::TRANSFER_ENCODING)
-        || headers.get(header::CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0")
-}
-
-fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = String> + '_ {
-    headers
-        .get_all(header::CONNECTION)
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(|option| option.trim().to_ascii_lowercase())
 }
 
 /// The client's body for the guest. actix's payload belongs to its thread, hyper wants a body that
@@ -191,64 +162,12 @@ fn request_body(mut payload: Payload) -> Body {
     StreamBody::new(chunks).boxed_unsync()
 }
 
-fn outgoing(request: &HttpRequest, target: &Target, upgrade: bool, body: Body) -> Result<hyper::Request<Body>, String> {
-    let mut builder = hyper::Request::builder().method(request.method().as_str()).uri(&target.path);
-    let from_user = request.extensions().get::<Carrier>() == Some(&Carrier::Daytona);
-    let listed: Vec<String> = connection_options(request.headers()).collect();
-    for (name, value) in request.headers() {
-        let name = name.as_str();
-        let ends_here = HOP_BY_HOP.contains(&name)
-            || listed.iter().any(|option| option == name)
-            || name == "host"
-            || name == DAYTONA_AUTHORIZATION
-            || (name == "authorization" && !from_user);
-        if !ends_here {
-            builder = builder.header(name, value.as_bytes());
-        }
-    }
-    builder = builder.header("host", format!("{}:{PORT}", net::GUEST));
-    if upgrade && let Some(protocol) = request.headers().get(header::UPGRADE) {
-        builder = builder.header("connection", "upgrade").header("upgrade", protocol.as_bytes());
-    }
-    for (name, value) in forwarded(request) {
-        builder = builder.header(name, value);
-    }
-    builder.body(body).map_err(|error| error.to_string())
-}
-
-/// `X-Forwarded-*`: the address is added to those of earlier proxies, host and scheme are theirs if
-/// they told.
-fn forwarded(request: &HttpRequest) -> Vec<(&'static str, String)> {
-    let mut headers = Vec::new();
-    let connection = request.connection_info();
-    if let Some(peer) = request.peer_addr() {
-        headers.push(("x-forwarded-for", peer.ip().to_string()));
-    }
-    if !request.headers().contains_key("x-forwarded-host") {
-        headers.push(("x-forwarded-host", connection.host().to_owned()));
-    }
-    if !request.headers().contains_key("x-forwarded-proto") {
-        headers.push(("x-forwarded-proto", connection.scheme().to_owned()));
-    }
-    headers
-}
-
-fn copy_headers(builder: &mut HttpResponseBuilder, headers: &hyper::HeaderMap) {
-    for (name, value) in headers {
-        let ends_here = HOP_BY_HOP.contains(&name.as_str()) || name == hyper::header::CONTENT_LENGTH;
-        if let (false, Ok(name), Ok(value)) =
-            (ends_here, HeaderName::try_from(name.as_str()), HeaderValue::from_bytes(value.as_bytes()))
-        {
-            builder.append_header((name, value));
-        }
-    }
-}
-
 fn incoming(request: &HttpRequest, response: hyper::Response<Incoming>) -> HttpResponse {
     // hyper only lets three-digit numbers through, and actix takes those.
     let status = StatusCode::from_u16(response.status().as_u16()).unwrap_or(StatusCode::BAD_GATEWAY);
     let mut builder = HttpResponse::build(status);
-    copy_headers(&mut builder, response.headers());
+    builder.extensions_mut().insert(FromGuest);
+    headers::to_client(&mut builder, response.headers());
     let length = response.headers().get(hyper::header::CONTENT_LENGTH);
     let length: Option<u64> = length.and_then(|length| length.to_str().ok()).and_then(|length| length.parse().ok());
     if request.method() == actix_web::http::Method::HEAD {
@@ -270,7 +189,7 @@ fn incoming(request: &HttpRequest, response: hyper::Response<Incoming>) -> HttpR
 async fn tunnel(mut response: hyper::Response<Incoming>, payload: Payload) -> Result<HttpResponse, String> {
     let upgraded = hyper::upgrade::on(&mut response).await.map_err(|error| chain(&error))?;
     let mut builder = HttpResponse::SwitchingProtocols();
-    copy_headers(&mut builder, response.headers());
+    headers::to_client(&mut builder, response.headers());
     let protocol = response.headers().get(hyper::header::UPGRADE).and_then(|value| value.to_str().ok());
     builder.upgrade(protocol.unwrap_or("websocket"));
     let (read, write) = tokio::io::split(TokioIo::new(upgraded));

@@ -414,13 +414,13 @@ impl Work {
     }
 
     fn joins(&self, ask: Ask) -> bool {
-        match (self.op, ask) {
+        matches!(
+            (self.op, ask),
             (Op::Create { start: true } | Op::Start, Ask::Create { .. } | Ask::Start)
-            | (Op::Create { start: false }, Ask::Create { start: false })
-            | (Op::Stop { .. }, Ask::Stop { .. })
-            | (Op::Destroy, Ask::Destroy) => true,
-            _ => false,
-        }
+                | (Op::Create { start: false }, Ask::Create { start: false })
+                | (Op::Stop { .. }, Ask::Stop { .. })
+                | (Op::Destroy, Ask::Destroy)
+        )
     }
 }
 

@@ -232,7 +232,7 @@ mod tests {
         let entry = Entry::for_tests("one");
         SledStore::open(dir.path()).unwrap().put_job(&entry).await.unwrap();
         let store = SledStore::open(dir.path()).unwrap();
-        assert_eq!(store.load().await.unwrap().jobs, [entry.clone()]);
+        assert_eq!(store.load().await.unwrap().jobs, std::slice::from_ref(&entry));
         store.remove_jobs(&[entry.job.id]).await.unwrap();
         assert!(store.load().await.unwrap().jobs.is_empty());
     }

@@ -79,9 +79,9 @@ impl Http {
 
     pub fn raw(&self, request: &str) -> std::io::Result<Answer> {
         let mut stream = self.connect()?;
-        stream.write_all(request.as_bytes())?;
+        let sent = stream.write_all(request.as_bytes());
         let mut bytes = Vec::new();
-        match stream.read_to_end(&mut bytes) {
+        match sent.and(stream.read_to_end(&mut bytes).map(drop)) {
             // A server that refuses a body may reset the connection behind its answer.
             Err(error) if bytes.is_empty() => return Err(error),
             _ => {}

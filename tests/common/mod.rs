@@ -89,7 +89,7 @@ impl Host {
             std::fs::create_dir_all(self.path(sub)).expect("a directory");
         }
         // Any ELF file is a kernel to the simulated VMM.
-        std::fs::copy(program("ch-sim"), self.path("vmlinux")).expect("a kernel");
+        self.write_kernel();
         let base = std::fs::File::create(self.path("snap/ubuntu-base.1/disk.raw")).expect("a base image");
         base.set_len(64 << 20).expect("a base image of 64 MiB");
         let text = |path: PathBuf| path.display().to_string();
@@ -117,6 +117,11 @@ impl Host {
         ];
         self.env = settings.map(|(name, value)| (name.to_owned(), value)).to_vec();
         self.wrap_vmm();
+    }
+
+    pub fn write_kernel(&self) {
+        let elf = std::fs::read(program("ch-sim")).expect("the simulator");
+        std::fs::write(self.path("vmlinux"), elf).expect("a kernel");
     }
 
     /// The VMM is the simulator behind a script that tells it where its faults are written.

@@ -61,10 +61,6 @@ impl Host {
         self.0.borrow_mut().twists.insert(effect.to_owned(), (times, twist));
     }
 
-    pub fn untwist(&self) {
-        self.0.borrow_mut().twists.clear();
-    }
-
     pub fn count(&self, effect: &str) -> usize {
         self.0.borrow().effects.iter().filter(|done| *done == effect).count()
     }

@@ -19,11 +19,7 @@ const FLUSHES: u32 = 50;
 pub fn describe(setup: &Setup) -> anyhow::Result<Value> {
     let kernel = nix::sys::utsname::uname()?;
     let cores = std::thread::available_parallelism()?.get();
-    let what = if setup.simulated {
-        "simulated: says nothing about real boot times"
-    } else {
-        "real"
-    };
+    let what = if setup.simulated { "simulated: says nothing about real boot times" } else { "real" };
     let flush = flush_time(setup.dir.path())?;
     Ok(json!({
         "CPU": format!("{cores} cores, {}", model()?),

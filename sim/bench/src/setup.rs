@@ -1,12 +1,12 @@
 //! What all parts share: the work directory, the programs, a base image with something in it.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
-use nix::fcntl::copy_file_range;
 use runner_ch::hypervisor::Version;
 use runner_ch::hypervisor::wire::ImageType;
 use tempfile::TempDir;
@@ -53,9 +53,9 @@ impl Setup {
         let simulated = vmm.file_name() == simulator.file_name();
         let kernel = dir.path().join("vmlinux");
         match std::env::var_os("BENCH_KERNEL").map(PathBuf::from) {
-            Some(given) => std::fs::copy(&given, &kernel).with_context(|| format!("cannot copy {}", given.display()))?,
+            Some(given) => copy(&given, &kernel)?,
             // Any ELF file is a kernel to the simulator.
-            None if simulated => std::fs::copy(&simulator, &kernel)?,
+            None if simulated => copy(&simulator, &kernel)?,
             None => bail!("CH_BINARY is set: set BENCH_KERNEL to a small guest kernel for it as well"),
         };
         let base = make_base(dir.path())?;
@@ -91,8 +91,8 @@ fn make_base(dir: &Path) -> anyhow::Result<PathBuf> {
     std::io::copy(&mut File::open("/dev/urandom")?.take(BASE_DATA), &mut file).context("cannot fill the base image")?;
     file.set_len(BASE_SIZE)?;
     drop(file);
-    let paths = [raw.as_os_str(), base.as_os_str()];
-    run("qemu-img", ["convert", "-f", "raw", "-O", "qcow2"].iter().map(|text| text.as_ref()).chain(paths))?;
+    let options = ["convert", "-f", "raw", "-O", "qcow2"].iter().map(OsStr::new);
+    run("qemu-img", options.chain([raw.as_ref(), base.as_ref()]))?;
     std::fs::remove_file(&raw)?;
     Ok(base)
 }
@@ -112,8 +112,7 @@ impl Disks {
     /// Copies the disks from a sandbox's directory.
     pub fn copy_of(sandbox: &Path, to: &Path) -> anyhow::Result<Self> {
         let overlay = sandbox.join("disk.qcow2").exists();
-        let (name, format) =
-            if overlay { ("disk.qcow2", ImageType::Qcow2) } else { ("disk.raw", ImageType::Raw) };
+        let (name, format) = if overlay { ("disk.qcow2", ImageType::Qcow2) } else { ("disk.raw", ImageType::Raw) };
         let disks = Self { root: to.join(name), format, seed: to.join("seed.img") };
         copy(&sandbox.join(name), &disks.root)?;
         copy(&sandbox.join("seed.img"), &disks.seed)?;
@@ -121,10 +120,7 @@ impl Disks {
     }
 }
 
-/// By `copy_file_range`, which shares blocks where the file system can.
-fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
-    let what = || format!("cannot copy {} to {}", from.display(), to.display());
-    let (source, target) = (File::open(from).with_context(what)?, File::create(to).with_context(what)?);
-    while copy_file_range(&source, None, &target, None, 1 << 30).with_context(what)? > 0 {}
-    Ok(())
+/// Holes stay holes, and blocks are shared where the file system can.
+pub fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+    run("cp", ["--sparse=always", "--reflink=auto", "--"].iter().map(OsStr::new).chain([from.as_ref(), to.as_ref()]))
 }

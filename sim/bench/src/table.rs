@@ -29,11 +29,6 @@ impl Cell {
         Self::Number(duration.as_secs_f64() * 1e3, 2)
     }
 
-    /// Seconds.
-    pub fn seconds(duration: Duration) -> Self {
-        Self::Number(duration.as_secs_f64(), 2)
-    }
-
     fn json(&self) -> Value {
         match self {
             Self::Empty => Value::Null,
@@ -95,9 +90,7 @@ impl Table {
         let wide = |text: String| text.chars().count();
         let cells = |column: usize| self.rows.iter().filter_map(move |row| row.get(column)).map(Cell::to_string);
         let columns = self.columns.iter().enumerate();
-        columns
-            .map(|(column, name)| cells(column).map(wide).max().unwrap_or(0).max(name.chars().count()))
-            .collect()
+        columns.map(|(column, name)| cells(column).map(wide).max().unwrap_or(0).max(name.chars().count())).collect()
     }
 }
 

@@ -15,7 +15,7 @@ use crate::http;
 use crate::isolate::{go_on, until};
 use crate::log::{self, Clock, Line};
 use crate::process;
-use crate::setup::{SNAPSHOT, Setup};
+use crate::setup::{SNAPSHOT, Setup, copy};
 
 const TOKEN: &str = "a-token-for-the-benchmark";
 const PORT: u16 = 3006;
@@ -44,7 +44,7 @@ impl World {
             let path = dir.join(sub);
             std::fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
         }
-        std::fs::copy(&setup.base, &base).with_context(|| format!("cannot make {}", base.display()))?;
+        copy(&setup.base, &base)?;
         let api = Sim::start(Options::with_token(TOKEN)).context("cannot start the simulated API")?;
         let text = |path: PathBuf| path.display().to_string();
         let env = vec![

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::net::{Namespace, http, read_exactly, shell};
-use common::{Binary, Vmm, code, disk, kernel, wait_for};
+use common::{Binary, Vmm, code, copy, disk, kernel, wait_for};
 
 const CONFIG: &str = r#"{"memory":{"size":67108864,"shared":true},"payload":{"kernel":"$DIR/kernel"},
     "serial":{"mode":"File","file":"$DIR/serial"},"console":{"mode":"Off"},
@@ -166,7 +166,7 @@ fn the_counter_stands_still_while_paused_and_survives_a_restore() {
     let other = Namespace::new();
     let child = vmm_in(&other, |_| {});
     copy_snapshot(&vmm, &child);
-    std::fs::copy(vmm.path("disk"), child.path("disk")).unwrap();
+    copy(&vmm.path("disk"), &child.path("disk"));
     child.put("vm.restore", Some(r#"{"source_url":"file://$DIR/snap","resume":true}"#));
     let mut stream = other.connect(2280);
     let (ticks, child_boot) = counter(&mut stream);
@@ -183,7 +183,7 @@ fn the_counter_stands_still_while_paused_and_survives_a_restore() {
 fn copy_snapshot(from: &Vmm, to: &Vmm) {
     std::fs::create_dir(to.path("snap")).unwrap();
     for name in ["state.json", "memory-ranges"] {
-        std::fs::copy(from.path("snap").join(name), to.path("snap").join(name)).unwrap();
+        copy(&from.path("snap").join(name), &to.path("snap").join(name));
     }
     let config = std::fs::read_to_string(from.path("snap/config.json")).unwrap();
     let dirs = [from, to].map(|vmm| vmm.dir.path().to_str().unwrap().to_owned());

@@ -49,6 +49,8 @@ enum Child {
     },
     /// It panicked and is being rebuilt from the store.
     Rebuilding,
+    /// It panicked and cannot be rebuilt, for this reason. Nothing of it is touched.
+    Lost(String),
 }
 
 /// What the supervisor's futures share. All of it lives on one arbiter, and no borrow is held
@@ -62,6 +64,8 @@ struct Core {
     /// Told whenever a child is there again.
     rebuilt: Notify,
     incarnations: Cell<u64>,
+    /// How often each sandbox's actor has panicked.
+    panics: RefCell<HashMap<SandboxId, u32>>,
     draining: Cell<bool>,
     recovering: Cell<bool>,
 }
@@ -99,6 +103,7 @@ impl Core {
 
     fn forget(&self, id: &SandboxId) {
         self.children.borrow_mut().remove(id);
+        self.panics.borrow_mut().remove(id);
         self.tools.views.forget(id);
         self.rebuilt.notify_waiters();
     }
@@ -131,6 +136,7 @@ impl SupervisorActor {
                 children: RefCell::default(),
                 rebuilt: Notify::new(),
                 incarnations: Cell::new(0),
+                panics: RefCell::default(),
                 draining: Cell::new(false),
                 recovering: Cell::new(true),
             };

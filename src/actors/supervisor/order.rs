@@ -66,6 +66,9 @@ async fn child(core: &Core, order: &Order) -> Result<Addr<VmActor>, Failure> {
         match core.children.borrow().get(&order.id) {
             Some(Child::Live { addr, .. }) => return Ok(addr.clone()),
             Some(Child::Rebuilding) => {}
+            Some(Child::Lost(reason)) => {
+                return Err(named(Failure::new(ErrorCode::Internal, reason.clone()), order));
+            }
             None => break,
         }
         rebuilt.await;

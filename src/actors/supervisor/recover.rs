@@ -2,7 +2,10 @@
 
 use std::rc::Rc;
 
+use std::time::Duration;
+
 use futures::{StreamExt, stream};
+use tokio::time::sleep;
 use tracing::{error, info, warn};
 
 use super::{Child, Core};
@@ -40,7 +43,9 @@ fn claim_slots(core: &Core, records: &[Record]) {
 }
 
 async fn bring_back(core: &Rc<Core>, record: Record) {
+    // A cloned disk stands alone; only an overlay needs its base.
     if let Some(disks) = &record.disks
+        && disks.root.backed
         && let Err(error) = core.tools.ports.disks.hold_base(&disks.root.base).await
     {
         warn!(sandbox = %record.id, error = %chain(&error), "the base image of a stored sandbox cannot be locked");
@@ -51,13 +56,31 @@ async fn bring_back(core: &Rc<Core>, record: Record) {
 
 /// Rebuilds one actor from the store after its predecessor panicked.
 pub(super) async fn one(core: Rc<Core>, id: SandboxId) {
+    sleep(pause(&core, &id)).await;
     match core.tools.ports.store.sandbox(&id).await {
         Ok(Some(record)) => bring_back(&core, record).await,
         Ok(None) => core.forget(&id),
         Err(error) => {
             // Without its record nothing is known and nothing may be touched.
-            error!(sandbox = %id, error = %chain(&error), "the sandbox cannot be rebuilt; restart the runner when its store works again");
-            core.children.borrow_mut().insert(id, Child::Rebuilding);
+            let reason = format!(
+                "its actor panicked and cannot be rebuilt: {}; restart the runner when its store works again",
+                chain(&error)
+            );
+            error!(sandbox = %id, reason, "a sandbox is lost until the next start");
+            core.children.borrow_mut().insert(id, Child::Lost(reason));
+            core.rebuilt.notify_waiters();
         }
+    }
+}
+
+/// An actor that panics again and again must not keep the arbiter busy: nothing after the first panic,
+/// then from a tenth of a second up to almost a minute.
+fn pause(core: &Core, id: &SandboxId) -> Duration {
+    let mut panics = core.panics.borrow_mut();
+    let count = panics.entry(id.clone()).or_default();
+    *count += 1;
+    match *count {
+        1 => Duration::ZERO,
+        more => Duration::from_millis(50 << more.min(10)),
     }
 }

@@ -124,21 +124,22 @@ impl Conn {
                 }
                 true
             }
-            State::Events { number, next } => {
-                let due = now >= next;
-                if due {
-                    let event = format!("event: tick\ndata: {number}\n\n");
-                    self.output.extend(format!("{:x}\r\n{event}\r\n", event.len()).bytes());
-                }
-                self.state = State::Events {
-                    number: number + u64::from(due),
-                    next: if due { now + EVENT_INTERVAL } else { next },
-                };
-                false
-            }
+            State::Events { number, next } => self.tick(number, next, now),
             State::WebSocket => self.echo_frame(),
             State::Closing => false,
         }
+    }
+
+    /// Sends the next event when its time has come; nothing more can be done before.
+    fn tick(&mut self, number: u64, next: Instant, now: Instant) -> bool {
+        if now < next {
+            self.state = State::Events { number, next };
+            return false;
+        }
+        let event = format!("event: tick\ndata: {number}\n\n");
+        self.output.extend(format!("{:x}\r\n{event}\r\n", event.len()).bytes());
+        self.state = State::Events { number: number + 1, next: now + EVENT_INTERVAL };
+        false
     }
 
     fn read_head(&mut self) -> bool {

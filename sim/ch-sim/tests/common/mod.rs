@@ -235,3 +235,9 @@ pub fn kernel(dir: &Path) -> PathBuf {
 pub fn disk(path: &Path, bytes: u64) {
     std::fs::File::create(path).unwrap().set_len(bytes).unwrap();
 }
+
+/// Copies a file, keeping its holes.
+pub fn copy(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("--sparse=always").args([from, to]).status().unwrap();
+    assert!(status.success(), "cp {} {}", from.display(), to.display());
+}

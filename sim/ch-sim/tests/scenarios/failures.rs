@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use super::{CONFIG, assert_failure, for_each, in_state, vmm};
-use crate::common::{Vmm, disk};
+use crate::common::{Vmm, copy, disk};
 
 const BOOT: &str = "The VM could not boot";
 const MANAGER: &str = "Error from device manager";
@@ -40,7 +40,7 @@ fn a_kernel_that_does_not_load_leaves_a_half_booted_vm() {
             assert_eq!(vmm.state(), "Running");
             vmm.put("vm.shutdown", None);
             assert_eq!(vmm.state(), "Created");
-            std::fs::copy(vmm.path("kernel"), vmm.path(kernel)).unwrap();
+            copy(&vmm.path("kernel"), &vmm.path(kernel));
             vmm.put("vm.boot", None);
             assert_eq!(vmm.state(), "Running");
         }

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 
 use super::{for_each, in_state};
-use crate::common::{Binary, Vmm, code, wait_for};
+use crate::common::{Binary, Vmm, code, copy, wait_for};
 
 /// Runs a program to its end; exit code and stderr.
 fn run(binary: &Binary, args: &[&str]) -> (i32, String) {
@@ -48,7 +48,7 @@ fn stale_sockets_are_replaced() {
         assert_eq!(code(vmm.wait()), 128 + libc::SIGKILL);
         assert!(vmm.socket().exists());
         let dir = tempfile::Builder::new().prefix("chsim-").tempdir().unwrap();
-        std::fs::copy(vmm.path("events"), dir.path().join("api.sock")).unwrap();
+        copy(&vmm.path("events"), &dir.path().join("api.sock"));
         let again = Vmm::start_in(binary, dir, &[], |_| {});
         assert_eq!(again.request("GET", "vmm.ping", None).status, 200);
     });

@@ -1,0 +1,86 @@
+//! A connection into a guest that does not outlive the sandbox's run. A guest that dies says nothing
+//! on its connections, and an open one keeps the namespace: so they are broken off from here.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::actors::Routes;
+use crate::ids::SandboxId;
+use crate::net::{self, Error};
+use crate::toolbox::PORT;
+
+/// A guest that runs accepts at once or not at all.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How often a connection that waits for its guest looks whether the guest still runs. The tear-down
+/// of the network waits about as long for connections.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// The connection.
+pub(super) struct GuestStream {
+    stream: TcpStream,
+    /// Ready when the run is over; `None` after that.
+    over: Option<BoxFuture<'static, ()>>,
+}
+
+impl GuestStream {
+    /// Connects to the toolbox of a sandbox that runs; `None` when it does not.
+    pub async fn connect(routes: &Routes, id: &SandboxId) -> Result<Option<Self>, Error> {
+        let Some(route) = routes.get(id) else { return Ok(None) };
+        let stream = route.netns.connect(net::guest(PORT), CONNECT).await?;
+        let over = over(routes.clone(), id.clone(), route.run).boxed();
+        Ok(Some(Self { stream, over: Some(over) }))
+    }
+}
+
+async fn over(routes: Routes, id: SandboxId, run: u64) {
+    while routes.get(&id).is_some_and(|route| route.run == run) {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+impl AsyncRead for GuestStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        // Data first: what the guest has said before its end still arrives.
+        if let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, buf) {
+            return Poll::Ready(read);
+        }
+        if self.over.as_mut().is_some_and(|over| over.poll_unpin(cx).is_pending()) {
+            return Poll::Pending;
+        }
+        self.over = None;
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the sandbox has stopped")))
+    }
+}
+
+impl AsyncWrite for GuestStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+}
