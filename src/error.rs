@@ -75,8 +75,8 @@ impl Failure {
 
     /// True when freeing space and trying again can help (PROTOCOL.md 2.6, `recoverable`).
     pub fn recoverable(&self) -> bool {
-        let text = self.message.to_ascii_lowercase();
-        ["no space left on device", "storage limit", "disk quota exceeded"].iter().any(|words| text.contains(words))
+        // By code, not by words: a message may end with what the guest printed.
+        self.code == ErrorCode::NoSpace
     }
 }
 

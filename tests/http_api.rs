@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 mod common;
+#[path = "http_api/openapi.rs"]
+mod openapi;
 
 use common::http::Answer;
-use common::{Host, Http, SOON, TOKEN, eventually, leftovers};
+use common::{Host, Http, TOKEN, eventually, leftovers};
 
 fn body(id: &str) -> Value {
     json!({ "id": id, "snapshot": "ubuntu-base.1", "cpuQuota": 1, "memoryQuota": 1, "storageQuota": 1 })
@@ -221,7 +223,7 @@ fn errors_have_one_shape() {
         ("GET", "/sandboxes/box/serial", String::new(), 404, "NOT_FOUND", "sandbox box"),
         ("GET", "/sandboxes/box/toolbox/x", String::new(), 404, "NOT_FOUND", "sandbox box"),
         ("GET", "/sandboxes/box/proxy/0/x", String::new(), 400, "BAD_REQUEST", "port: expected"),
-        ("GET", "/sandboxes/%ff", String::new(), 400, "BAD_REQUEST", "id"),
+        ("GET", "/sandboxes/%ff", String::new(), 400, "BAD_REQUEST", "id: sandbox id has"),
         ("GET", "/no/such/route", String::new(), 404, "NOT_FOUND", "/openapi.json"),
         ("GET", "/sandboxes/box/backup", String::new(), 404, "NOT_FOUND", "/openapi.json"),
         ("PUT", "/sandboxes", String::new(), 405, "METHOD_NOT_ALLOWED", "method PUT"),
@@ -275,74 +277,6 @@ fn a_full_host_is_busy_and_says_when_to_come_back() {
 }
 
 #[test]
-fn the_description_is_valid_and_lists_every_route() {
-    let host = Host::new();
-    let _runner = host.runner();
-    let document = stranger(&host).get("/openapi.json").json();
-    assert!(document["openapi"].as_str().unwrap().starts_with("3."));
-    assert!(document["info"]["title"].is_string() && document["info"]["version"].is_string());
-    let mut references = Vec::new();
-    collect(&document, &mut references);
-    assert!(!references.is_empty());
-    for reference in references {
-        let pointer = reference.strip_prefix('#').expect("all references are local");
-        assert!(document.pointer(pointer).is_some(), "{reference} leads nowhere");
-    }
-    let described: Vec<(String, String)> = document["paths"]
-        .as_object()
-        .unwrap()
-        .iter()
-        .flat_map(|(path, item)| item.as_object().unwrap().keys().map(move |method| (method.clone(), path.clone())))
-        .collect();
-    let expected = [
-        ("get", "/"),
-        ("get", "/info"),
-        ("get", "/openapi.json"),
-        ("get", "/sandboxes"),
-        ("post", "/sandboxes"),
-        ("get", "/sandboxes/{id}"),
-        ("delete", "/sandboxes/{id}"),
-        ("post", "/sandboxes/{id}/start"),
-        ("post", "/sandboxes/{id}/stop"),
-        ("post", "/sandboxes/{id}/destroy"),
-        ("get", "/sandboxes/{id}/serial"),
-        ("get", "/sandboxes/{id}/toolbox/{path}"),
-        ("get", "/sandboxes/{id}/proxy/{port}/{path}"),
-    ];
-    for (method, path) in expected {
-        assert!(described.contains(&(method.to_owned(), path.to_owned())), "{method} {path} is not described");
-    }
-    for (method, path) in described {
-        every_parameter_is_described(&document["paths"][&path][&method], &path);
-        // And every described route is there.
-        let path = path.replace("{id}", "box").replace("{port}", "8080").replace("{path}", "x");
-        let answer = host.http().request(&method.to_uppercase(), &path, "");
-        assert!(answer.status != 405 && !answer.body.contains("/openapi.json lists"), "{method} {path}: {answer:?}");
-    }
-}
-
-fn collect(value: &Value, references: &mut Vec<String>) {
-    match value {
-        Value::Object(fields) => {
-            references.extend(fields.get("$ref").and_then(Value::as_str).map(str::to_owned));
-            fields.values().for_each(|value| collect(value, references));
-        }
-        Value::Array(values) => values.iter().for_each(|value| collect(value, references)),
-        _ => {}
-    }
-}
-
-#[track_caller]
-fn every_parameter_is_described(operation: &Value, path: &str) {
-    assert!(operation["responses"].as_object().is_some_and(|responses| !responses.is_empty()), "{path}");
-    let parameters = operation["parameters"].as_array().cloned().unwrap_or_default();
-    let described = |name: &str| parameters.iter().any(|found| found["name"] == name && found["in"] == "path");
-    for name in path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')) {
-        assert!(described(name), "{name} of {path} is not described");
-    }
-}
-
-#[test]
 fn the_serial_console_is_bounded_and_survives_restarts() {
     let host = Host::new();
     let runner = host.runner();
@@ -380,8 +314,7 @@ fn reads_do_not_queue_behind_commands() {
     let host = Host::new();
     host.faults(json!([{ "when": "vm.boot", "action": "hang" }]));
     let _runner = host.runner();
-    let jobs: Vec<String> =
-        (0..8).map(|n| host.api.create_sandbox(&host.spec(&format!("box-{n}"))).unwrap()).collect();
+    let jobs: Vec<String> = (0..8).map(|n| host.api.create_sandbox(&host.spec(&format!("box-{n}"))).unwrap()).collect();
     eventually("a boot hangs", || (!leftovers::vmms(&host.path("sock")).is_empty()).then_some(()));
     for path in ["/", "/sandboxes", "/sandboxes/box-0", "/info"] {
         // The middle one of several, as this machine may be busy with something else.
@@ -398,5 +331,4 @@ fn reads_do_not_queue_behind_commands() {
     for job in &jobs {
         assert!(host.api.wait_job(job, Duration::ZERO).is_none(), "the creates still hang");
     }
-    assert!(SOON > Duration::ZERO);
 }

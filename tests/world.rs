@@ -135,7 +135,13 @@ fn a_long_job_says_that_it_is_alive_and_each_time_something_new() {
             heartbeat: job_poller::HEARTBEAT,
         };
         let orders = world.supervisor.clone().recipient();
-        let _poller = JobPollerActor::start_with(world.ports.clone(), orders, settings, Vec::new());
+        let _poller = JobPollerActor::start_with(
+            world.ports.clone(),
+            orders,
+            settings,
+            Vec::new(),
+            tokio::sync::mpsc::unbounded_channel().0,
+        );
         world.api.hand_out(serde_json::json!({
             "id": "job-1", "type": "CREATE_SANDBOX", "status": "IN_PROGRESS", "resourceType": "SANDBOX",
             "resourceId": "box", "payload": "{\"id\":\"box\"}",
@@ -146,6 +152,46 @@ fn a_long_job_says_that_it_is_alive_and_each_time_something_new() {
         let different: std::collections::BTreeSet<_> = bodies.iter().map(ToString::to_string).collect();
         assert_eq!(different.len(), 9, "a report that changes nothing does not move updatedAt");
         assert!(bodies.iter().all(|body| body["status"] == "IN_PROGRESS"));
+    });
+}
+
+#[test]
+fn a_create_that_waits_for_a_destroy_makes_what_it_asked_for() {
+    Machine::new().life(async |world: World| {
+        world.create_with("box", 1).await.unwrap();
+        world.host.twist("unplug", Twist::Slow, 1);
+        let destroy = actix::spawn(world.ask("box", Ask::Destroy));
+        world.until("the destroy is under way", || world.host.count("unplug") == 1).await;
+        let create = actix::spawn(world.create_with("box", 3));
+        destroy.await.unwrap().unwrap();
+        create.await.unwrap().unwrap();
+        assert_eq!(world.views.get(&"box".parse().unwrap()).unwrap().size.vcpus, 3);
+    });
+}
+
+#[test]
+fn a_vmm_that_dies_right_after_it_was_ready_is_no_success() {
+    Machine::new().life(async |world: World| {
+        world.host.twist("ready", Twist::Slow, 1);
+        let create = actix::spawn(world.create("box"));
+        world.until("the guest is asked", || world.host.count("ready") == 1).await;
+        let vmm = world.host.0.borrow().vmms["box"].clone();
+        vmm.exit(Exit::Signal { signal: 6 });
+        let failure = create.await.unwrap().unwrap_err();
+        assert!(failure.message.contains("signal 6"), "{failure}");
+        world.host.assert_nothing_left();
+    });
+}
+
+#[test]
+fn a_destroy_does_not_wait_for_a_base_that_is_being_flattened() {
+    Machine::new().life(async |world: World| {
+        world.host.twist("disk", Twist::Hangs, 1);
+        let create = actix::spawn(world.create("box"));
+        world.until("the disk is being made", || world.host.count("disk") == 1).await;
+        world.ask("box", Ask::Destroy).await.unwrap();
+        assert_eq!(create.await.unwrap().unwrap_err().code, ErrorCode::Interrupted);
+        world.host.assert_nothing_left();
     });
 }
 

@@ -14,6 +14,15 @@ pub mod reporter;
 pub mod supervisor;
 pub mod vm;
 
+/// Tells the runner that one of its single actors has ended. Their state is not rebuilt one by one: the
+/// process ends, the service manager starts it again, and VMs outlive that.
+pub type Deaths = tokio::sync::mpsc::UnboundedSender<&'static str>;
+
+/// Reports the end of an actor; during a shutdown nobody listens any more.
+fn ended(deaths: &Deaths, who: &'static str) {
+    let _ = deaths.send(who);
+}
+
 pub use job_poller::JobPollerActor;
 pub use proxy::{ProxyActor, Routes};
 pub use reporter::ReporterActor;

@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use actix::{Actor, Context, Handler};
 
+use super::{Deaths, ended};
 use crate::ids::SandboxId;
 use crate::messages::proxy::{CloseRoute, OpenRoute};
 use crate::net::Namespace;
@@ -31,20 +32,25 @@ impl Routes {
 }
 
 /// The actor.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct ProxyActor {
     routes: Routes,
+    deaths: Deaths,
 }
 
 impl ProxyActor {
     /// An actor that writes this table.
-    pub fn new(routes: Routes) -> Self {
-        Self { routes }
+    pub fn new(routes: Routes, deaths: Deaths) -> Self {
+        Self { routes, deaths }
     }
 }
 
 impl Actor for ProxyActor {
     type Context = Context<Self>;
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        ended(&self.deaths, "ProxyActor");
+    }
 }
 
 impl Handler<OpenRoute> for ProxyActor {

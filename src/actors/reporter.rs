@@ -1,6 +1,7 @@
 //! What the runner tells the control plane unasked: that it is healthy, and which started sandboxes
 //! are not started any more.
 
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -8,12 +9,17 @@ use std::time::Duration;
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, WrapFuture};
 use tracing::{debug, info, warn};
 
-use crate::control_plane::{ControlPlane, Error as ApiError, ServiceHealth, StateUpdate};
+use super::{Deaths, ended};
+use crate::app::service_health;
+use crate::control_plane::{ControlPlane, Error as ApiError, StateUpdate};
 use crate::disk::Space;
 use crate::error::{Failure, chain};
 use crate::host::{self, HostMetrics, HostSnapshot, Identity, LinuxHost, SAMPLE_INTERVAL, Totals};
 use crate::ports::{Ports, unix_millis};
 use crate::sandbox::{View, Views, WireState};
+
+/// Between a healthcheck that was lost and the next.
+const AFTER_LOSS: Duration = Duration::from_secs(5);
 
 /// How often the control plane is told what.
 #[derive(Debug, Clone)]
@@ -25,7 +31,7 @@ pub struct Settings {
     /// How this runner is reached.
     pub identity: Identity,
     /// What `serviceHealth` is about.
-    pub services: fn() -> Vec<ServiceHealth>,
+    pub ch_binary: PathBuf,
 }
 
 /// The host and the control plane as last seen; read by `GET /info`.
@@ -74,12 +80,13 @@ pub struct ReporterActor {
     seen: Seen,
     settings: Rc<Settings>,
     host: LinuxHost,
+    deaths: Deaths,
 }
 
 impl ReporterActor {
     /// An actor that reports these views.
-    pub fn new(ports: Ports, views: Views, seen: Seen, settings: Settings, host: LinuxHost) -> Self {
-        Self { ports, views, seen, settings: Rc::new(settings), host }
+    pub fn new(ports: Ports, views: Views, seen: Seen, settings: Settings, host: LinuxHost, deaths: Deaths) -> Self {
+        Self { ports, views, seen, settings: Rc::new(settings), host, deaths }
     }
 
     fn sample(&mut self, ctx: &mut Context<Self>) {
@@ -106,7 +113,10 @@ impl ReporterActor {
             seen.update(|now| now.api = Some(ApiContact { reachable: error.is_none(), at: unix_millis(), error }));
         };
         ctx.spawn(told.into_actor(self).map(|(), act, ctx| {
-            ctx.run_later(act.settings.healthcheck, Self::healthcheck);
+            // The API gives a runner up after 60 s: one lost healthcheck must not cost a whole interval.
+            let lost = act.seen.api().is_some_and(|contact| !contact.reachable);
+            let pause = act.settings.healthcheck;
+            ctx.run_later(if lost { pause.min(AFTER_LOSS) } else { pause }, Self::healthcheck);
         }));
     }
 
@@ -134,7 +144,8 @@ async fn tell(
     let snapshots = ports.disks.snapshot_count().await?;
     seen.update(|now| now.host = Some((snapshot, space, snapshots)));
     let totals = totals(views, snapshots);
-    let body = host::healthcheck(&snapshot, &space, &totals, &settings.identity, (settings.services)());
+    let body =
+        host::healthcheck(&snapshot, &space, &totals, &settings.identity, vec![service_health(&settings.ch_binary)]);
     Ok(ports.control_plane.healthcheck(&body).await?)
 }
 
@@ -187,5 +198,9 @@ impl Actor for ReporterActor {
         self.sample(ctx);
         self.healthcheck(ctx);
         self.sync(ctx);
+    }
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        ended(&self.deaths, "ReporterActor");
     }
 }

@@ -3,10 +3,12 @@
 //! Start: store, ports, HTTP (which says `recovering`), host network, recovery, then jobs. End: no new
 //! work, jobs under way get a deadline, HTTP ends, the store is flushed. VMs are left as they are.
 
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use actix::{Actor, Addr};
 use actix_web::dev::ServerHandle;
+use rustix::fs::Access;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
@@ -14,7 +16,7 @@ use tracing::{error, info, warn};
 use crate::actors::reporter::{self, Seen};
 use crate::actors::supervisor::Plan;
 use crate::actors::vm::Settings;
-use crate::actors::{JobPollerActor, ProxyActor, ReporterActor, Routes, SupervisorActor, job_poller};
+use crate::actors::{Deaths, JobPollerActor, ProxyActor, ReporterActor, Routes, SupervisorActor, job_poller};
 use crate::config::Config;
 use crate::control_plane::{AwcControlPlane, Deadlines, ServiceHealth};
 use crate::disk::FileDisks;
@@ -41,14 +43,32 @@ pub fn version() -> String {
     format!("v{}", env!("CARGO_PKG_VERSION"))
 }
 
-/// What the healthcheck says about the services of this host.
-pub fn service_health() -> Vec<ServiceHealth> {
-    vec![ServiceHealth::healthy("cloud-hypervisor")]
+/// What the healthcheck says: without the hypervisor's binary or KVM no sandbox can start here, and the
+/// scheduler should know. Two system calls.
+pub fn service_health(ch_binary: &Path) -> ServiceHealth {
+    let executable = rustix::fs::access(ch_binary, Access::EXEC_OK);
+    let kvm = rustix::fs::access("/dev/kvm", Access::READ_OK | Access::WRITE_OK);
+    let name = "cloud-hypervisor";
+    match (executable, kvm) {
+        (Err(error), _) => ServiceHealth::unhealthy(name, format!("cannot execute {}: {error}", ch_binary.display())),
+        (_, Err(error)) => ServiceHealth::unhealthy(name, format!("cannot use /dev/kvm: {error}")),
+        _ => ServiceHealth::healthy(name),
+    }
+}
+
+/// A bare name is looked for on PATH, as the spawn does.
+fn on_path(program: &Path) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut places = std::env::split_paths(&path).map(|dir| dir.join(program));
+    match program.components().count() {
+        1 => places.find(|file| file.is_file()).unwrap_or_else(|| program.to_owned()),
+        _ => program.to_owned(),
+    }
 }
 
 /// Why the runner cannot start.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot start: {0}")]
+#[error("{0}")]
 pub struct StartError(Failure);
 
 impl<E: Into<Failure>> From<E> for StartError {
@@ -69,7 +89,8 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     // Registered first, so that a signal during the start is not lost.
     let mut terminate = signal(SignalKind::terminate()).map_err(|error| io("listen for SIGTERM", &error))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| io("listen for SIGINT", &error))?;
-    let starting = start(&config);
+    let (deaths, mut dead) = tokio::sync::mpsc::unbounded_channel();
+    let starting = start(&config, &deaths);
     let running = tokio::select! {
         running = starting => running?,
         _ = terminate.recv() => return Ok(()),
@@ -79,6 +100,10 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     tokio::select! {
         _ = terminate.recv() => info!("SIGTERM: draining"),
         _ = interrupt.recv() => info!("SIGINT: draining"),
+        Some(who) = dead.recv() => {
+            let message = format!("{who} panicked; sandboxes keep running, start the runner again to go on");
+            return Err(Failure::new(crate::error::ErrorCode::Internal, message).into());
+        }
     }
     notify(&[sd_notify::NotifyState::Stopping]);
     drain(running, &config).await;
@@ -155,14 +180,15 @@ fn identity(config: &Config) -> Identity {
     Identity { version: version(), domain, port: config.http.port, tls: config.http.tls.is_some() }
 }
 
-async fn start(config: &Config) -> Result<Running, StartError> {
+async fn start(config: &Config, deaths: &Deaths) -> Result<Running, StartError> {
     let ports = ports(config, SledStore::open(&config.paths.state)?)?;
     let host = LinuxHost::new()?;
     let (views, routes, seen, recovered) = (Views::default(), Routes::default(), Seen::default(), Recovered::default());
     let identity = identity(config);
 
-    let proxy = ProxyActor::new(routes.clone()).start();
-    let supervisor = SupervisorActor::start_with(plan(config, ports.clone(), &host)?, views.clone(), proxy);
+    let proxy = ProxyActor::new(routes.clone(), deaths.clone()).start();
+    let supervisor =
+        SupervisorActor::start_with(plan(config, ports.clone(), &host)?, views.clone(), proxy, deaths.clone());
     let state = State {
         supervisor: supervisor.clone(),
         views: views.clone(),
@@ -171,8 +197,11 @@ async fn start(config: &Config) -> Result<Running, StartError> {
         token: Token::new(config.api.token.expose()),
         identity: identity.clone(),
         sandboxes: config.paths.sandboxes.clone(),
+        ch_binary: on_path(&config.ch_binary),
         recovered: recovered.clone(),
     };
+    // An actor that is dropped before its first poll starts in its drop, where no timer can be made.
+    tokio::task::yield_now().await;
     let server = server::start(&config.http, state)?;
 
     ports.network.prepare_host().await?;
@@ -192,14 +221,15 @@ async fn start(config: &Config) -> Result<Running, StartError> {
             heartbeat: job_poller::HEARTBEAT,
         },
         loaded.jobs,
+        deaths.clone(),
     );
     let settings = reporter::Settings {
         healthcheck: config.api.healthcheck_interval,
         sync: config.api.sync_interval,
         identity,
-        services: service_health,
+        ch_binary: on_path(&config.ch_binary),
     };
-    ReporterActor::new(ports.clone(), views, seen, settings, host).start();
+    ReporterActor::new(ports.clone(), views, seen, settings, host, deaths.clone()).start();
     Ok(Running { supervisor, poller, server, ports })
 }
 

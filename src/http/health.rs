@@ -53,7 +53,7 @@ pub struct Info {
 /// What the scheduler sees of this runner, and whether the API is reachable.
 #[utoipa::path(get, path = "/info", responses((status = 200, body = Info)))]
 pub async fn info(state: Data<State>) -> HttpResponse {
-    let services = crate::app::service_health();
+    let services = vec![crate::app::service_health(&state.ch_binary)];
     let metrics = state.seen.host().map(|(snapshot, space, snapshots)| {
         let totals = totals(&state.views, snapshots);
         host::healthcheck(&snapshot, &space, &totals, &state.identity, Vec::new()).metrics

@@ -45,6 +45,8 @@ pub struct State {
     pub identity: Identity,
     /// Directory of the sandboxes' files.
     pub sandboxes: PathBuf,
+    /// The hypervisor, for its health.
+    pub ch_binary: PathBuf,
     /// False until stored sandboxes are recovered.
     pub recovered: Recovered,
 }

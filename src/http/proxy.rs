@@ -139,7 +139,7 @@ async fn exchange(
     let response = sender.send_request(outgoing).await.map_err(words)?;
     match (response.status().as_u16(), payload) {
         (101, Some(payload)) if upgrade => tunnel(response, payload).await,
-        _ => Ok(incoming(request, response)),
+        _ => Ok(incoming(response)),
     }
 }
 
@@ -162,7 +162,7 @@ fn request_body(mut payload: Payload) -> Body {
     StreamBody::new(chunks).boxed_unsync()
 }
 
-fn incoming(request: &HttpRequest, response: hyper::Response<Incoming>) -> HttpResponse {
+fn incoming(response: hyper::Response<Incoming>) -> HttpResponse {
     // hyper only lets three-digit numbers through, and actix takes those.
     let status = StatusCode::from_u16(response.status().as_u16()).unwrap_or(StatusCode::BAD_GATEWAY);
     let mut builder = HttpResponse::build(status);
@@ -170,9 +170,10 @@ fn incoming(request: &HttpRequest, response: hyper::Response<Incoming>) -> HttpR
     headers::to_client(&mut builder, response.headers());
     let length = response.headers().get(hyper::header::CONTENT_LENGTH);
     let length: Option<u64> = length.and_then(|length| length.to_str().ok()).and_then(|length| length.parse().ok());
-    if request.method() == actix_web::http::Method::HEAD {
+    if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        // There is no body, not even one without content; the length is that of what was not modified.
         if let Some(length) = length {
-            builder.no_chunking(length);
+            builder.insert_header(("content-length", length));
         }
         return builder.finish();
     }

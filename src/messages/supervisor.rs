@@ -21,18 +21,26 @@ pub struct Order {
     pub spec: Option<Box<CreateSpec>>,
     /// For a start: the token for the guest's daemon.
     pub auth_token: Option<Secret>,
+    /// It carries out a job of the control plane. Jobs that were begun before a drain are finished in it.
+    pub by_job: bool,
 }
 
 impl Order {
     /// An order that needs nothing but the id.
     pub fn new(id: SandboxId, ask: Ask) -> Self {
-        Self { id, ask, spec: None, auth_token: None }
+        Self { id, ask, spec: None, auth_token: None, by_job: false }
     }
 
     /// An order to make a sandbox.
     pub fn create(spec: CreateSpec) -> Self {
         let ask = Ask::Create { start: !spec.skip_start };
-        Self { id: spec.id.clone(), ask, auth_token: spec.auth_token.clone(), spec: Some(Box::new(spec)) }
+        Self {
+            id: spec.id.clone(),
+            ask,
+            auth_token: spec.auth_token.clone(),
+            spec: Some(Box::new(spec)),
+            by_job: false,
+        }
     }
 }
 

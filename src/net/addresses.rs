@@ -224,9 +224,17 @@ impl SlotPool {
     }
 }
 
+/// What the names of all host links begin with.
+pub(super) const HOST_LINKS: &str = "chv";
+
 fn host_link(slot: Slot) -> LinkName {
     // Cannot fail: three letters and at most ten digits are a link name.
-    format!("chv{slot}").parse().expect("a prefix and a number are a link name")
+    format!("{HOST_LINKS}{slot}").parse().expect("a prefix and a number are a link name")
+}
+
+/// True for the names that [`SlotPool::plan`] gives to host links.
+pub(super) fn is_host_link(name: &str) -> bool {
+    name.strip_prefix(HOST_LINKS).is_some_and(|rest| rest.parse::<u32>().is_ok())
 }
 
 /// The guest's MAC: `02` and the first five bytes of sha256(id) (PROTOCOL.md 9).

@@ -52,12 +52,6 @@ pub enum Error {
         /// The bridge.
         bridge: LinkName,
     },
-    /// The kernel's limit of ports per bridge (1023) is reached.
-    #[error("bridge {bridge} takes no further link, a Linux bridge has at most 1023; destroy sandboxes first")]
-    BridgeFull {
-        /// The bridge.
-        bridge: LinkName,
-    },
     /// A namespace that should be there is not.
     #[error("there is no network namespace {netns} in /run/netns")]
     NoNamespace {
@@ -158,7 +152,6 @@ impl Error {
             Self::Network { .. } => ErrorCode::BadRequest,
             Self::PoolTooSmall { .. } | Self::Overlap { .. } | Self::NoBridge { .. } => ErrorCode::UnprocessableEntity,
             Self::Foreign { .. } => ErrorCode::Conflict,
-            Self::BridgeFull { .. } => ErrorCode::Busy,
             Self::NoNamespace { .. } => ErrorCode::NotFound,
             Self::StillThere { .. } | Self::ConnectTimeout { .. } => ErrorCode::Timeout,
             Self::Undone { source, .. } => source.code(),
@@ -182,8 +175,7 @@ impl Error {
             | Self::Connect { .. }
             | Self::ConnectTimeout { .. }
             | Self::Undone { .. } => Certainty::NotDone,
-            Self::BridgeFull { .. }
-            | Self::Kernel { .. }
+            Self::Kernel { .. }
             | Self::Denied { .. }
             | Self::Answer { .. }
             | Self::StillThere { .. }

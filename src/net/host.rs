@@ -1,5 +1,6 @@
 //! What all sandboxes share on the host: bridge, gateway address, forwarding, the packet filter.
 
+use std::collections::HashSet;
 use std::net::Ipv4Addr;
 
 use rtnetlink::packet_route::RouteNetlinkMessage as Message;
@@ -10,7 +11,7 @@ use super::addresses::Ipv4Net;
 use super::error::Error;
 use super::linux::Settings;
 use super::netlink::{Link, Netlink};
-use super::{GUEST_GATEWAY, GUEST_PREFIX, rules, sysctl};
+use super::{GUEST_GATEWAY, GUEST_PREFIX, rules, sysctl, veth};
 
 /// The alias that tells a bridge of ours from one that the operator made.
 const MARK: &str = "runner-ch";
@@ -138,7 +139,14 @@ fn check_overlap(
             ));
         }
     }
+    // A host link keeps its route, and its sandbox, when the runner is started again.
+    let sandboxes: HashSet<u32> = links.iter().filter(|l| veth::owner(l).is_some()).map(|link| link.index).collect();
+    let routed =
+        |net: &Ipv4Net, link: Option<u32>| net.prefix() == 32 && link.is_some_and(|index| sandboxes.contains(&index));
     for found in netlink.routes()? {
+        if routed(&found.net, found.link) {
+            continue;
+        }
         if found.net.prefix() > 0 && found.net.overlaps(&pool) && !ours(found.link, found.net == pool) {
             return overlap(format!("this host's route to {} by {}", found.net, name(found.link)));
         }

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::addresses::Ipv4Net;
 use super::error::Error;
 use super::netlink::Netlink;
-use super::{Namespace, Network, Plan, host, netns, sandbox};
+use super::{Namespace, Network, Plan, host, netns, sandbox, veth};
 use crate::ids::{LinkName, NetnsName, SandboxId};
 
 /// What the host's part depends on.
@@ -96,9 +96,7 @@ fn find_leftovers(known: &HashSet<SandboxId>) -> Result<Vec<String>, Error> {
         }
     }
     for link in Netlink::open()?.links()? {
-        let numbered = link.name.strip_prefix("chv").is_some_and(|rest| rest.parse::<u32>().is_ok());
-        let owner = link.alias.and_then(|alias| alias.parse::<SandboxId>().ok());
-        if let Some(owner) = owner.filter(|owner| numbered && !known.contains(owner)) {
+        if let Some(owner) = veth::owner(&link).filter(|owner| !known.contains(owner)) {
             found.push(format!("link {} of sandbox {owner}", link.name));
         }
     }

@@ -5,6 +5,12 @@
 //!   guest 192.168.0.2 -- tap0 [ ns-{id}: 192.168.0.1, NAT ] eth0 -- chv{slot} -- bridge -- host NAT -- world
 //! ```
 //!
+//! The host's end of the veth, `chv{slot}`, is a port of the bridge as long as the bridge has room. Linux
+//! gives a bridge at most 1023 ports, a quarter of the sandboxes that a host is to carry. The sandboxes
+//! beyond get the same pair of links without a bridge, and the host routes between the pool's address and
+//! the link. Which of the two a sandbox has is nobody's business but that of the module `veth` and of the
+//! packet filter, which treats both alike; nothing is stored about it, and tear-down is the same.
+//!
 //! Every guest has the same address, so each namespace translates to its slot's address of the
 //! pool. Slots are numbers; [`addresses`] turns them into addresses and back without any I/O.
 
@@ -26,6 +32,7 @@ mod rules;
 mod sandbox;
 mod sysctl;
 mod tap;
+mod veth;
 
 pub use addresses::{Ipv4Net, Slot, SlotPool};
 pub use error::Error;

@@ -4,16 +4,19 @@
 //! its routing lock. An async socket would hide nothing of that, it would stop the runtime. So these
 //! calls belong on a thread of their own, and messages come from the builders of `rtnetlink`.
 
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage as Message;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkExtentMask, LinkInfo, LinkMessage};
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope};
 use rtnetlink::packet_route::{AddressFamily, route};
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use rtnetlink::{LinkMessageBuilder, LinkUnspec};
-use std::net::{IpAddr, Ipv4Addr};
+use rtnetlink::{AddressMessageBuilder, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 
 use super::addresses::Ipv4Net;
 use super::error::Error;
@@ -21,11 +24,13 @@ use super::error::Error;
 const BUFFER: usize = 64 * 1024;
 
 /// A link, as far as this module asks.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Link {
     pub index: u32,
     pub name: String,
     pub alias: Option<String>,
+    /// Hardware address.
+    pub address: Vec<u8>,
     pub mtu: u32,
     /// Index of the bridge that it is a port of.
     pub master: Option<u32>,
@@ -116,6 +121,53 @@ impl Netlink {
         }
     }
 
+    /// Brings the link up and returns its index.
+    pub(super) fn bring_up(&mut self, name: &str) -> Result<u32, Error> {
+        let up = LinkUnspec::new_with_name(name).up().build();
+        let what = format!("set link {name} up");
+        self.change(&what, Message::SetLink(up))?;
+        let gone = || Error::kernel(what, io::Error::from_raw_os_error(libc::ENODEV));
+        Ok(self.link(name)?.ok_or_else(gone)?.index)
+    }
+
+    /// Gives the link an IPv4 address.
+    pub(super) fn add_address(&mut self, link: (&str, u32), address: Ipv4Addr, prefix: u8) -> Result<(), Error> {
+        let (name, index) = link;
+        let message = AddressMessageBuilder::<Ipv4Addr>::new().index(index).address(address, prefix).build();
+        self.add(&format!("add {address}/{prefix} to {name}"), Message::NewAddress(message))
+    }
+
+    /// Adds a route to one address that is directly at the link.
+    pub(super) fn add_neighbour_route(&mut self, link: (&str, u32), address: Ipv4Addr) -> Result<(), Error> {
+        let (name, index) = link;
+        let route = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(address, 32)
+            .output_interface(index)
+            .scope(RouteScope::Link)
+            .build();
+        self.add(&format!("add a route to {address} by {name}"), Message::NewRoute(route))
+    }
+
+    /// Writes down the hardware address behind an address for good: no ARP asks for it or changes it.
+    pub(super) fn add_neighbour(
+        &mut self,
+        link: (&str, u32),
+        address: Ipv4Addr,
+        hardware: [u8; 6],
+    ) -> Result<(), Error> {
+        let (name, index) = link;
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.ifindex = index;
+        message.header.state = NeighbourState::Permanent;
+        message.header.kind = route::RouteType::Unspec;
+        message.attributes = vec![
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)),
+            NeighbourAttribute::LinkLayerAddress(hardware.to_vec()),
+        ];
+        self.add(&format!("add neighbour {address} to {name}"), Message::NewNeighbour(message))
+    }
+
     /// Sends a request and collects its answers up to the acknowledgement or the end of the list.
     fn request(&mut self, what: &str, message: Message, flags: u16) -> Result<Vec<Message>, Error> {
         self.sequence = self.sequence.wrapping_add(1);
@@ -165,12 +217,12 @@ fn without_statistics(query: LinkMessageBuilder<LinkUnspec>) -> LinkMessageBuild
 
 fn as_link(message: Message) -> Option<Link> {
     let Message::NewLink(LinkMessage { header, attributes, .. }) = message else { return None };
-    let mut link =
-        Link { index: header.index, name: String::new(), alias: None, mtu: 0, master: None, is_bridge: false };
+    let mut link = Link { index: header.index, ..Link::default() };
     for attribute in attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
+            LinkAttribute::Address(address) => link.address = address,
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Controller(index) => link.master = Some(index),
             LinkAttribute::LinkInfo(infos) => {

@@ -6,7 +6,7 @@ use std::net::SocketAddrV4;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -81,14 +81,15 @@ impl Namespace {
         }
     }
 
-    /// Runs `work` with the thread inside the namespace; some ten microseconds. A socket belongs to
-    /// the namespace in which it was made, so making it is all that has to happen inside. `work` must
-    /// not wait, since everything else on the thread would see the wrong network.
+    /// Runs `work` with the thread inside the namespace and takes it back to where it was; some ten
+    /// microseconds. A socket belongs to the namespace in which it was made, so making it is all that
+    /// has to happen inside. `work` must not wait, since everything else on the thread would see the
+    /// wrong network.
     ///
     /// The process is aborted if the thread cannot get back, because a worker that stays inside would
     /// hand the sandbox's network to other sandboxes.
     pub(super) fn inside<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
-        let home = home()?;
+        let home = OwnedFd::from(File::open("/proc/thread-self/ns/net")?);
         setns(&self.fd, CloneFlags::CLONE_NEWNET)?;
         let back = Return { home };
         let result = work();
@@ -105,26 +106,16 @@ impl AsFd for Namespace {
 
 /// The way back, taken even if the work inside panics.
 struct Return {
-    home: BorrowedFd<'static>,
+    home: OwnedFd,
 }
 
 impl Drop for Return {
     fn drop(&mut self) {
-        if let Err(errno) = setns(self.home, CloneFlags::CLONE_NEWNET) {
+        if let Err(errno) = setns(&self.home, CloneFlags::CLONE_NEWNET) {
             tracing::error!(%errno, "a thread cannot leave a sandbox's network namespace; aborting");
             std::process::abort();
         }
     }
-}
-
-/// The namespace of the process, that of its first thread.
-fn home() -> io::Result<BorrowedFd<'static>> {
-    static HOME: OnceLock<OwnedFd> = OnceLock::new();
-    if let Some(fd) = HOME.get() {
-        return Ok(fd.as_fd());
-    }
-    let fd = OwnedFd::from(File::open("/proc/self/ns/net")?);
-    Ok(HOME.get_or_init(|| fd).as_fd())
 }
 
 /// Puts the calling thread into a new namespace and gives that a name. `mark` runs inside before the

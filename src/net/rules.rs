@@ -10,7 +10,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::addresses::Ipv4Net;
+use super::addresses::{HOST_LINKS, Ipv4Net};
 use super::nft::{Hook, Rule, Transaction, Verdict};
 use super::{Egress, GUEST, GUEST_GATEWAY, TAP};
 
@@ -51,13 +51,13 @@ pub(super) fn host(rules: &HostRules<'_>) -> Transaction {
 }
 
 fn forward_guard(transaction: &mut Transaction, rules: &HostRules<'_>) {
-    let HostRules { bridge, pool, .. } = *rules;
+    let pool = rules.pool;
     let chain = "forward_guard";
     transaction.chain(chain, Hook::Forward, Verdict::Accept);
     let mut add = |rule: Rule| transaction.rule(chain, &rule);
-    if rules.own_bridge {
-        add(Rule::new().from_link(bridge).source_outside(pool).verdict(Verdict::Drop).comment("spoofed source"));
-        add(Rule::new().from_link(bridge).ipv6().verdict(Verdict::Drop).comment("sandboxes have no IPv6"));
+    for from in sandbox_links(rules) {
+        add(from.clone().source_outside(pool).verdict(Verdict::Drop).comment("spoofed source"));
+        add(from.ipv6().verdict(Verdict::Drop).comment("sandboxes have no IPv6"));
     }
     add(Rule::new().source(pool).destination(pool).verdict(Verdict::Drop).comment("sandbox to sandbox"));
     for (net, comment) in NEVER {
@@ -77,10 +77,18 @@ fn input_guard(transaction: &mut Transaction, rules: &HostRules<'_>) {
     transaction.chain(chain, Hook::Input, Verdict::Accept);
     transaction.rule(chain, &Rule::new().source(rules.pool).reply().verdict(Verdict::Accept));
     transaction.rule(chain, &Rule::new().source(rules.pool).verdict(Verdict::Drop).comment("sandbox to host"));
-    if rules.own_bridge {
-        // On somebody else's bridge this would cut off whoever reaches the host through it.
-        transaction.rule(chain, &Rule::new().from_link(rules.bridge).verdict(Verdict::Drop));
+    for from in sandbox_links(rules) {
+        transaction.rule(chain, &from.verdict(Verdict::Drop));
     }
+}
+
+/// Matches of the links by which nothing but sandboxes comes in: the bridge that the runner made, and the
+/// host's ends of sandboxes that are routed. The ends that are ports of a bridge never match, because what
+/// they receive comes in by the bridge. On somebody else's bridge there may be others, who must not be cut
+/// off from the host; there the pool's addresses are all that tells a sandbox.
+fn sandbox_links(rules: &HostRules<'_>) -> impl Iterator<Item = Rule> {
+    let bridge = rules.own_bridge.then(|| Rule::new().from_link(rules.bridge));
+    bridge.into_iter().chain([Rule::new().from_links(HOST_LINKS)])
 }
 
 /// The table inside a new namespace.

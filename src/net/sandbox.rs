@@ -1,23 +1,16 @@
 //! One sandbox's network: making it and taking it away. Everything here blocks and belongs on a
 //! thread of its own.
 
-use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
-use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::LinkUnspec;
 use rtnetlink::packet_route::RouteNetlinkMessage as Message;
-use rtnetlink::packet_route::link::{InfoData, InfoPortKind, InfoVeth};
-use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
-use rtnetlink::packet_route::route::{RouteScope, RouteType};
-use rtnetlink::{AddressMessageBuilder, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::error::Error;
 use super::netlink::{Link, Netlink};
-use super::rules::UPLINK;
-use super::{GUEST, GUEST_GATEWAY, GUEST_PREFIX, Namespace, Plan, TAP, netns, rules, sysctl, tap};
+use super::{GUEST, GUEST_GATEWAY, GUEST_PREFIX, Namespace, Plan, TAP, netns, rules, sysctl, tap, veth};
 use crate::ids::{LinkName, SandboxId};
 
 /// After this the host's end is deleted even though somebody still holds the namespace: a connection
@@ -93,7 +86,7 @@ fn tear_down(host: &mut Netlink, plan: &Plan) -> Result<Option<Link>, Error> {
     let ours = match &link.alias {
         Some(alias) => alias == plan.sandbox.as_str(),
         // The alias follows the link's creation, which may have been interrupted between the two.
-        None => had_namespace && link.master.is_some(),
+        None => had_namespace && veth::is_host_end(&link, plan),
     };
     if !ours {
         return Ok(Some(link));
@@ -146,50 +139,12 @@ impl Builder<'_> {
         // Before there is a link that anything could pass.
         rules::sandbox(&self.plan.egress).commit()?;
         tap::create(TAP)?;
-        self.add_veth(&namespace, bridge)?;
-        guest_side(&mut inside, plan)?;
-        host_side(&mut inside, plan)?;
-        Ok(namespace)
-    }
-
-    /// Both ends are born where they belong. The host's end then gets its alias and, before it comes
-    /// up, the isolation from all other sandboxes' ports.
-    fn add_veth(&mut self, namespace: &Namespace, bridge: &Link) -> Result<(), Error> {
-        let name = self.plan.host_link.as_str();
-        let octets = self.plan.address.octets();
-        // Addresses follow from the slot's: what a neighbour remembers about an address stays true when
-        // the slot changes hands. `fe` is the highest, so no bridge takes it for its own.
-        let mac = |first: u8| [&[first, 0x63][..], &octets].concat();
-        let peer = LinkMessageBuilder::<LinkUnspec>::new()
-            .name(UPLINK)
-            .address(mac(0x02))
-            .mtu(bridge.mtu)
-            .setns_by_fd(namespace.as_fd().as_raw_fd())
-            .build();
-        let pair = LinkVeth::new(name, UPLINK)
-            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
-            .address(mac(0xfe))
-            .mtu(bridge.mtu)
-            .controller(bridge.index)
-            .build();
-        self.host.add(&format!("add link {name} to bridge {}", bridge.name), Message::NewLink(pair)).map_err(
-            |error| match error.errno() {
-                Some(libc::EXFULL) => {
-                    let bridge = bridge.name.parse();
-                    bridge.map_or(error, |bridge| Error::BridgeFull { bridge })
-                }
-                _ => error,
-            },
-        )?;
+        veth::create(&mut self.host, plan, &namespace, bridge.mtu)?;
         self.linked = true;
-        let port = LinkMessageBuilder::<LinkBridgePort>::default()
-            .set_port_kind(InfoPortKind::Bridge)
-            .isolated(true)
-            .name(name)
-            .alias(self.plan.sandbox.as_str())
-            .up()
-            .build();
-        self.host.change(&format!("set link {name} isolated and up"), Message::NewLink(port))
+        let form = veth::attach(&mut self.host, plan, bridge)?;
+        guest_side(&mut inside, plan)?;
+        veth::inner_end(&mut inside, plan, form)?;
+        Ok(namespace)
     }
 
     /// Takes back what was made before the error; the rest goes with the thread, which is inside.
@@ -235,43 +190,7 @@ fn settings() -> Result<(), Error> {
 /// The TAP with the guest's gateway address, and the guest as a fixed neighbour: no ARP while it
 /// boots, and no game with ARP afterwards.
 fn guest_side(inside: &mut Netlink, plan: &Plan) -> Result<(), Error> {
-    let index = bring_up(inside, TAP)?;
-    add_address(inside, TAP, index, GUEST_GATEWAY, GUEST_PREFIX)?;
-    let mut guest = NeighbourMessage::default();
-    guest.header.family = AddressFamily::Inet;
-    guest.header.ifindex = index;
-    guest.header.state = NeighbourState::Permanent;
-    guest.header.kind = RouteType::Unspec;
-    guest.attributes = vec![
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(GUEST)),
-        NeighbourAttribute::LinkLayerAddress(plan.guest_mac.to_vec()),
-    ];
-    inside.add(&format!("add neighbour {GUEST} to {TAP}"), Message::NewNeighbour(guest))
-}
-
-/// The veth's end inside. Only the gateway is directly reachable; other sandboxes are not, although
-/// they are on the same bridge.
-fn host_side(inside: &mut Netlink, plan: &Plan) -> Result<(), Error> {
-    let index = bring_up(inside, UPLINK)?;
-    add_address(inside, UPLINK, index, plan.address, 32)?;
-    let gateway = plan.gateway;
-    let near = RouteMessageBuilder::<Ipv4Addr>::new()
-        .destination_prefix(gateway, 32)
-        .output_interface(index)
-        .scope(RouteScope::Link)
-        .build();
-    inside.add(&format!("add a route to {gateway} by {UPLINK}"), Message::NewRoute(near))?;
-    let far = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).output_interface(index).build();
-    inside.add(&format!("add the default route by {gateway}"), Message::NewRoute(far))
-}
-
-fn bring_up(inside: &mut Netlink, name: &str) -> Result<u32, Error> {
-    let up = LinkUnspec::new_with_name(name).up().build();
-    inside.change(&format!("set link {name} up"), Message::SetLink(up))?;
-    if_nametoindex(name).map_err(|errno| Error::kernel(format!("look up link {name}"), errno))
-}
-
-fn add_address(inside: &mut Netlink, name: &str, index: u32, address: Ipv4Addr, prefix: u8) -> Result<(), Error> {
-    let message = AddressMessageBuilder::<Ipv4Addr>::new().index(index).address(address, prefix).build();
-    inside.add(&format!("add {address}/{prefix} to {name}"), Message::NewAddress(message))
+    let tap = (TAP, inside.bring_up(TAP)?);
+    inside.add_address(tap, GUEST_GATEWAY, GUEST_PREFIX)?;
+    inside.add_neighbour(tap, GUEST, plan.guest_mac)
 }

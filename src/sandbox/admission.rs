@@ -1,5 +1,7 @@
 //! Who is let in: pure decisions before anything is begun.
 
+use std::collections::BTreeMap;
+
 use super::machine::Ask;
 use super::record::Size;
 use crate::error::{ErrorCode, Failure};
@@ -8,16 +10,16 @@ use crate::jobs::payload::CreateSpec;
 /// What the supervisor knows when a request arrives.
 #[derive(Debug, Clone, Copy)]
 pub struct Situation {
-    /// The runner is shutting down.
+    /// The runner is shutting down, and this is nothing that was begun before.
     pub draining: bool,
     /// Stored sandboxes are still being looked at.
     pub recovering: bool,
     /// The sandbox has a record.
     pub known: bool,
-    /// Sandboxes with a record.
-    pub sandboxes: usize,
-    /// Most sandboxes that may exist: the slots of the address pool.
-    pub limit: usize,
+    /// Network slots in use: one for each sandbox that is not stopped.
+    pub slots: u32,
+    /// Slots of the address pool.
+    pub limit: u32,
 }
 
 /// What happens to a request.
@@ -48,10 +50,10 @@ pub fn decide(ask: Ask, situation: Situation) -> Verdict {
         (false, Ask::Start | Ask::Stop { .. }) => {
             refuse(ErrorCode::NotFound, "the sandbox does not exist on this host")
         }
-        (false, Ask::Create { .. }) if situation.sandboxes >= situation.limit => refuse(
+        (false, Ask::Create { .. }) if situation.slots >= situation.limit => refuse(
             ErrorCode::Busy,
             &format!(
-                "all {} network slots of this host are taken; destroy sandboxes or widen RUNNER_NETWORK_POOL",
+                "all {} network slots of this host are taken; stop or destroy sandboxes, or widen RUNNER_NETWORK_POOL",
                 situation.limit
             ),
         ),
@@ -115,11 +117,24 @@ pub fn supported(spec: &CreateSpec) -> Result<(), Failure> {
     Err(Failure::new(ErrorCode::UnprocessableEntity, refused))
 }
 
+/// The same for what a start brings along (PROTOCOL.md 5, START_SANDBOX).
+pub fn supported_at_start(metadata: &BTreeMap<String, String>) -> Result<(), Failure> {
+    let has = |key: &str| metadata.get(key).is_some_and(|text| !matches!(text.trim(), "" | "[]" | "null"));
+    let refused = if has("domainAllowList") {
+        "domainAllowList: this version cannot filter by domain name; use networkAllowList with CIDRs"
+    } else if has("volumes") {
+        "volumes: this version cannot mount volumes; send none"
+    } else {
+        return Ok(());
+    };
+    Err(Failure::new(ErrorCode::UnprocessableEntity, refused))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const QUIET: Situation = Situation { draining: false, recovering: false, known: true, sandboxes: 3, limit: 10 };
+    const QUIET: Situation = Situation { draining: false, recovering: false, known: true, slots: 3, limit: 10 };
     const CREATE: Ask = Ask::Create { start: true };
 
     fn code(verdict: Verdict) -> Option<ErrorCode> {
@@ -142,7 +157,7 @@ mod tests {
         assert_eq!(decide(CREATE, unknown), Verdict::Admit);
         assert_eq!(decide(Ask::Destroy, unknown), Verdict::Done);
         assert_eq!(code(decide(Ask::Start, unknown)), Some(ErrorCode::NotFound));
-        assert_eq!(code(decide(CREATE, Situation { sandboxes: 10, ..unknown })), Some(ErrorCode::Busy));
+        assert_eq!(code(decide(CREATE, Situation { slots: 10, ..unknown })), Some(ErrorCode::Busy));
     }
 
     #[test]

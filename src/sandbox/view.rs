@@ -87,6 +87,26 @@ pub struct View {
     pub timings: Vec<StageTime>,
 }
 
+impl View {
+    /// A sandbox of which nothing is known but that there is a record.
+    pub fn unreadable(id: SandboxId, reason: String) -> Self {
+        Self {
+            id,
+            state: WireState::Unknown,
+            settled: true,
+            size: Size { vcpus: 0, memory: 0, disk: 0 },
+            daemon_version: None,
+            error: Some(reason),
+            address: None,
+            netns: None,
+            pid: None,
+            created_at: 0,
+            since: 0,
+            timings: Vec::new(),
+        }
+    }
+}
+
 /// All views; cheap to clone, shared with the HTTP workers.
 #[derive(Debug, Clone, Default)]
 pub struct Views(Arc<RwLock<BTreeMap<SandboxId, Arc<View>>>>);

@@ -9,6 +9,7 @@ use futures::future::LocalBoxFuture;
 use crate::error::{Certainty, ErrorCode, Failure};
 use crate::ids::{JobId, SandboxId};
 use crate::jobs::journal::Entry;
+use crate::net::Slot;
 use crate::sandbox::Record;
 
 pub mod sled;
@@ -96,8 +97,19 @@ pub struct Loaded {
     pub sandboxes: Vec<Record>,
     /// Job journal.
     pub jobs: Vec<Entry>,
-    /// Keys of records that could not be read, with the reason; they stay in the store.
-    pub unreadable: Vec<(String, String)>,
+    /// Records that could not be read; they stay in the store.
+    pub unreadable: Vec<Unreadable>,
+}
+
+/// A record that is there but cannot be read.
+#[derive(Debug)]
+pub struct Unreadable {
+    /// The sandbox it is about, if it is about one.
+    pub sandbox: Option<SandboxId>,
+    /// The network slot that is still legible in it.
+    pub slot: Option<Slot>,
+    /// Kind and key, and why it cannot be read.
+    pub reason: String,
 }
 
 /// The store. Every write is flushed before its future resolves, and never blocks the arbiter.

@@ -9,13 +9,16 @@ use futures::future::LocalBoxFuture;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Error, Loaded, Store};
+use super::{Error, Loaded, Store, Unreadable};
 use crate::ids::{JobId, SandboxId};
 use crate::jobs::journal::Entry;
+use crate::net::Slot;
 use crate::sandbox::Record;
 
 /// Format of the values: first byte of each, and of the store as a whole.
 const FORMAT: u8 = 1;
+/// What a record is about, in errors.
+const SANDBOX: &str = "sandbox";
 const FORMAT_KEY: &[u8] = b"format";
 /// sled reserves this much for its cache; its default is 1 GiB.
 const CACHE_BYTES: u64 = 16 << 20;
@@ -109,10 +112,16 @@ fn decode<T: DeserializeOwned>(what: &str, key: &[u8], value: &[u8]) -> Result<T
     }
 }
 
+/// The slot of a record that cannot be read as a whole: it must not be given to somebody else.
+fn slot(value: &[u8]) -> Option<Slot> {
+    let json: serde_json::Value = serde_json::from_slice(value.get(1..)?).ok()?;
+    serde_json::from_value(json.get("slot")?.clone()).ok()
+}
+
 fn read_all<T: DeserializeOwned>(
     tree: &::sled::Tree,
     what: &str,
-    unreadable: &mut Vec<(String, String)>,
+    unreadable: &mut Vec<Unreadable>,
 ) -> Result<Vec<T>, Error> {
     let mut found = Vec::new();
     for entry in tree.iter() {
@@ -120,7 +129,9 @@ fn read_all<T: DeserializeOwned>(
         match decode(what, &key, &value) {
             Ok(record) => found.push(record),
             Err(error) => {
-                unreadable.push((format!("{what} {}", String::from_utf8_lossy(&key)), crate::error::chain(&error)));
+                let name = String::from_utf8_lossy(&key);
+                let sandbox = (what == SANDBOX).then(|| name.parse().ok()).flatten();
+                unreadable.push(Unreadable { sandbox, slot: slot(&value), reason: crate::error::chain(&error) });
             }
         }
     }
@@ -131,7 +142,7 @@ impl Store for SledStore {
     fn load(&self) -> LocalBoxFuture<'_, Result<Loaded, Error>> {
         async move {
             let mut loaded = Loaded::default();
-            loaded.sandboxes = read_all(&self.sandboxes, "sandbox", &mut loaded.unreadable)?;
+            loaded.sandboxes = read_all(&self.sandboxes, SANDBOX, &mut loaded.unreadable)?;
             loaded.jobs = read_all(&self.jobs, "job", &mut loaded.unreadable)?;
             Ok(loaded)
         }
@@ -223,7 +234,7 @@ mod tests {
         let loaded = store.load().await.unwrap();
         assert_eq!(loaded.jobs, [entry]);
         assert_eq!(loaded.unreadable.len(), 1);
-        assert!(loaded.unreadable[0].0.contains("bad"), "{:?}", loaded.unreadable);
+        assert!(loaded.unreadable[0].reason.contains("bad"), "{:?}", loaded.unreadable);
     }
 
     #[actix::test]

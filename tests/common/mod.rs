@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 
 pub mod http;
 pub mod leftovers;
+pub mod stream;
 
 pub use http::Http;
 

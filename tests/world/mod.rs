@@ -36,6 +36,8 @@ pub enum Twist {
     Fails,
     Hangs,
     Panics,
+    /// Takes a second.
+    Slow,
 }
 
 /// The host in memory. Effects are named like their methods.
@@ -88,6 +90,10 @@ impl Host {
             None => Ok(()),
             Some(Twist::Fails) => Err(()),
             Some(Twist::Hangs) => std::future::pending().await,
+            Some(Twist::Slow) => {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                Ok(())
+            }
             Some(Twist::Panics) => panic!("{name} panics, as ordered"),
         }
     }
@@ -447,14 +453,20 @@ impl World {
             host_memory: 64 << 30,
         };
         let (views, routes) = (Views::default(), Routes::default());
-        let proxy = ProxyActor::new(routes.clone()).start();
-        let supervisor = SupervisorActor::start_with(plan, views.clone(), proxy);
+        let deaths = tokio::sync::mpsc::unbounded_channel().0;
+        let proxy = ProxyActor::new(routes.clone(), deaths.clone()).start();
+        let supervisor = SupervisorActor::start_with(plan, views.clone(), proxy, deaths);
         supervisor.send(Recover).await.expect("the supervisor lives").expect("the store is read");
         Self { host, api, views, routes, ports, supervisor }
     }
 
     pub fn create(&self, id: &str) -> impl Future<Output = Result<(), Failure>> + use<> {
         let body = serde_json::json!({ "id": id });
+        self.order(Order::create(CreateSpec::from_json(&body).expect("a spec")))
+    }
+
+    pub fn create_with(&self, id: &str, vcpus: u32) -> impl Future<Output = Result<(), Failure>> + use<> {
+        let body = serde_json::json!({ "id": id, "cpuQuota": vcpus });
         self.order(Order::create(CreateSpec::from_json(&body).expect("a spec")))
     }
 

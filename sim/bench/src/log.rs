@@ -46,6 +46,11 @@ impl Line {
         self.fields[name].as_str().or_else(|| self.fields["span"][name].as_str())
     }
 
+    /// Whether something was not as it should be.
+    pub fn warns(&self) -> bool {
+        matches!(self.field("level"), Some("WARN" | "ERROR"))
+    }
+
     /// The stage's name and duration, where the line tells the end of one.
     pub fn stage(&self) -> Option<(&str, Duration)> {
         let micros = self.fields["micros"].as_u64()?;

@@ -18,6 +18,7 @@ mod http;
 mod isolate;
 mod log;
 mod machine;
+mod netlock;
 mod process;
 mod sections;
 mod setup;

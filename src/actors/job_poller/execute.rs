@@ -17,7 +17,7 @@ use crate::jobs::payload::{self, Command};
 use crate::messages::jobs::JobFinished;
 use crate::messages::supervisor::Order;
 use crate::ports::{Ports, unix_millis};
-use crate::sandbox::Ask;
+use crate::sandbox::{Ask, admission};
 
 /// A job with what it needs.
 pub(super) struct Run {
@@ -27,7 +27,17 @@ pub(super) struct Run {
     pub job: Job,
 }
 
-pub(super) async fn run(run: Run, poller: Addr<JobPollerActor>) {
+/// Runs a job in a task of its own, so that a panic in it becomes the job's result.
+pub(super) async fn run_guarded(run: Run, poller: Addr<JobPollerActor>) {
+    let job = run.job.clone();
+    if actix::spawn(self::run(run, poller.clone())).await.is_err() {
+        let message = "the runner failed while it carried out this job; see its log".to_owned();
+        let outcome = Outcome::Failed { message, recoverable: false };
+        let _ = poller.send(JobFinished { job, outcome }).await;
+    }
+}
+
+async fn run(run: Run, poller: Addr<JobPollerActor>) {
     let span = info_span!("job", job = %run.job.id, kind = run.job.job_type, resource = run.job.resource_id);
     async move {
         let outcome = run.journalled().await;
@@ -69,7 +79,10 @@ impl Run {
     async fn carry_out(&self, command: Command) -> Result<Outcome, Failure> {
         let order = match command {
             Command::Create(spec) => Order::create(*spec),
-            Command::Start { auth_token, .. } => Order { auth_token, ..self.order(Ask::Start)? },
+            Command::Start { auth_token, metadata } => {
+                admission::supported_at_start(&metadata)?;
+                Order { auth_token, ..self.order(Ask::Start)? }
+            }
             Command::Stop { force } => self.order(Ask::Stop { force })?,
             Command::Destroy => self.order(Ask::Destroy)?,
             Command::Unknown(kind) => {
@@ -80,7 +93,7 @@ impl Run {
             }
         };
         let starts = matches!(order.ask, Ask::Create { .. } | Ask::Start);
-        let answered = self.orders.send(order).await;
+        let answered = self.orders.send(Order { by_job: true, ..order }).await;
         let view = answered.map_err(|_| Failure::new(ErrorCode::Interrupted, "the runner is shutting down"))??;
         Ok(if starts { Outcome::started(view.as_deref()) } else { Outcome::done() })
     }

@@ -6,17 +6,19 @@ use std::time::Duration;
 
 use actix::Addr;
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
 use super::{JobPollerActor, Settings};
 use crate::backoff::Backoff;
-use crate::control_plane::{ControlPlane, Error, Jobs};
+use crate::control_plane::{ControlPlane, Error, Jobs, Retry};
 use crate::error::chain;
 use crate::messages::jobs::{JobsListed, JobsPolled};
 
 /// Longest pause between polls while the API is away: a tunnel that comes back is used soon.
 const POLL_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// A poll that ends empty sooner than this did not wait.
+const SOON: Duration = Duration::from_secs(1);
 /// Pages of 200 rows; more than 10,000 open jobs on one host are not ours to believe.
 const MOST_PAGES: u32 = 50;
 
@@ -30,11 +32,14 @@ pub(super) async fn poll(
 ) {
     let mut backoff = Backoff::new(POLL_PAUSES.0, POLL_PAUSES.1);
     loop {
+        let began = Instant::now();
         let polled = tokio::select! {
             polled = api.poll(settings.poll_timeout, settings.poll_limit) => polled,
             _ = stopping.wait_for(|stopping| *stopping) => return,
         };
         let pause = match polled {
+            // Somebody between us and the API does not let a poll wait: do not hammer.
+            Ok(jobs) if jobs.is_empty() && began.elapsed() < SOON => backoff.pause(Retry::Backoff),
             Ok(jobs) => {
                 backoff.reset();
                 if !jobs.is_empty() && actor.send(JobsPolled(jobs)).await.is_err() {

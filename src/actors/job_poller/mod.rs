@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use super::{Deaths, ended};
 use crate::control_plane::wire::{Job, JobStatus, Jobs};
 use crate::error::chain;
 use crate::ids::JobId;
@@ -63,11 +64,18 @@ pub struct JobPollerActor {
     /// Number of jobs being executed or reported; watched by the shutdown.
     active: watch::Sender<usize>,
     stopping: watch::Sender<bool>,
+    deaths: Deaths,
 }
 
 impl JobPollerActor {
     /// An actor that goes on from this journal.
-    pub fn start_with(ports: Ports, orders: Recipient<Order>, settings: Settings, journal: Vec<Entry>) -> Addr<Self> {
+    pub fn start_with(
+        ports: Ports,
+        orders: Recipient<Order>,
+        settings: Settings,
+        journal: Vec<Entry>,
+        deaths: Deaths,
+    ) -> Addr<Self> {
         let actor = Self {
             ports,
             orders,
@@ -75,6 +83,7 @@ impl JobPollerActor {
             known: HashMap::new(),
             active: watch::Sender::new(0),
             stopping: watch::Sender::new(false),
+            deaths,
         };
         Self::create(|ctx: &mut Context<Self>| {
             let mut actor = actor;
@@ -107,6 +116,8 @@ impl JobPollerActor {
         });
         match decide(standing) {
             Decision::Ignore => debug!(job = %job.id, "job is already in hand"),
+            // The next start finds it in the control plane's list.
+            Decision::Run if *self.stopping.borrow() => info!(job = %job.id, "job is left to the next start"),
             Decision::ReportAgain => {
                 if let Some(Known::Reported { outcome, .. }) = self.known.remove(&job.id) {
                     info!(job = %job.id, "the API still holds a reported job open; reporting it again");
@@ -122,7 +133,7 @@ impl JobPollerActor {
                     heartbeat: self.settings.heartbeat,
                     job,
                 };
-                actix::spawn(execute::run(run, addr));
+                actix::spawn(execute::run_guarded(run, addr));
             }
         }
     }
@@ -223,6 +234,10 @@ impl Actor for JobPollerActor {
         let stopping = self.stopping.subscribe();
         actix::spawn(loops::poll(control_plane.clone(), self.settings.clone(), ctx.address(), stopping.clone()));
         actix::spawn(loops::reconcile(control_plane, self.settings.clone(), ctx.address(), stopping));
+    }
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        ended(&self.deaths, "JobPollerActor");
     }
 }
 

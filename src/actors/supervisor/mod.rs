@@ -9,8 +9,8 @@ use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Recipie
 use tokio::sync::{Notify, Semaphore};
 use tracing::{error, info};
 
-use super::ProxyActor;
 use super::vm::{self, Settings, Tools, VmActor};
+use super::{Deaths, ProxyActor, ended};
 use crate::error::Failure;
 use crate::ids::SandboxId;
 use crate::messages::supervisor::{ChildEnded, Drain, Order, Recover};
@@ -71,14 +71,14 @@ struct Core {
 }
 
 impl Core {
-    fn situation(&self, id: &SandboxId) -> Situation {
+    fn situation(&self, order: &Order) -> Situation {
         let children = self.children.borrow();
         Situation {
-            draining: self.draining.get(),
+            draining: self.draining.get() && !order.by_job,
             recovering: self.recovering.get(),
-            known: children.contains_key(id),
-            sandboxes: children.len(),
-            limit: usize::try_from(self.limit).unwrap_or(usize::MAX),
+            known: children.contains_key(&order.id),
+            slots: self.tools.slots.borrow().in_use(),
+            limit: self.limit,
         }
     }
 
@@ -112,11 +112,12 @@ impl Core {
 /// The actor.
 pub struct SupervisorActor {
     core: Rc<Core>,
+    deaths: Deaths,
 }
 
 impl SupervisorActor {
     /// Starts the supervisor. It refuses everything as busy until it has handled [`Recover`].
-    pub fn start_with(plan: Plan, views: Views, proxy: Addr<ProxyActor>) -> Addr<Self> {
+    pub fn start_with(plan: Plan, views: Views, proxy: Addr<ProxyActor>, deaths: Deaths) -> Addr<Self> {
         Self::create(|ctx: &mut Context<Self>| {
             let tools = Tools {
                 ports: plan.ports,
@@ -140,7 +141,7 @@ impl SupervisorActor {
                 draining: Cell::new(false),
                 recovering: Cell::new(true),
             };
-            Self { core: Rc::new(core) }
+            Self { core: Rc::new(core), deaths }
         })
     }
 }
@@ -160,6 +161,10 @@ impl Actor for SupervisorActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.run_later(trim::INTERVAL, Self::trim);
+    }
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        ended(&self.deaths, "SupervisorActor");
     }
 }
 

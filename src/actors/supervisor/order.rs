@@ -11,7 +11,7 @@ use tracing::warn;
 use super::{Child, Core, VmActor};
 use crate::error::{Certainty, ErrorCode, Failure};
 use crate::messages::supervisor::Order;
-use crate::messages::vm::Command;
+use crate::messages::vm::{Blueprint, Command};
 use crate::ports::unix_millis;
 use crate::sandbox::admission::{self, Verdict};
 use crate::sandbox::{Ask, Record, View};
@@ -22,14 +22,15 @@ const ATTEMPTS: u32 = 3;
 
 pub(super) async fn carry_out(core: Rc<Core>, order: Order) -> Result<Option<Arc<View>>, Failure> {
     for _ in 0..ATTEMPTS {
-        match admission::decide(order.ask, core.situation(&order.id)) {
+        match admission::decide(order.ask, core.situation(&order)) {
             Verdict::Admit => {}
             Verdict::Done => return Ok(None),
             Verdict::Refuse(failure) => return Err(named(failure, &order)),
         }
-        let addr = child(&core, &order).await?;
+        let blueprint = blueprint(&core, &order).map_err(|failure| named(failure, &order))?;
+        let addr = child(&core, &order, blueprint.as_deref()).await?;
         let (reply, answer) = oneshot::channel();
-        let command = Command { ask: order.ask, auth_token: order.auth_token.clone(), reply };
+        let command = Command { ask: order.ask, blueprint, auth_token: order.auth_token.clone(), reply };
         // A closed mailbox drops the reply, and so does the death of the actor.
         let sent = addr.send(command).await;
         if let (Ok(()), Ok(answer)) = (sent, answer.await) {
@@ -59,7 +60,15 @@ fn named(failure: Failure, order: &Order) -> Failure {
     failure.during(&format!("cannot {ask} sandbox {}", order.id))
 }
 
-async fn child(core: &Core, order: &Order) -> Result<Addr<VmActor>, Failure> {
+fn blueprint(core: &Core, order: &Order) -> Result<Option<Box<Blueprint>>, Failure> {
+    let Some(spec) = order.spec.as_deref() else { return Ok(None) };
+    admission::supported(spec)?;
+    let (cpus, memory) = core.host;
+    let size = admission::size(spec, core.defaults, cpus, memory)?;
+    Ok(Some(Box::new(Blueprint { spec: spec.clone(), size })))
+}
+
+async fn child(core: &Core, order: &Order, blueprint: Option<&Blueprint>) -> Result<Addr<VmActor>, Failure> {
     loop {
         // Registered before the look, so that a rebuild in between is not missed.
         let rebuilt = core.rebuilt.notified();
@@ -73,11 +82,8 @@ async fn child(core: &Core, order: &Order) -> Result<Addr<VmActor>, Failure> {
         }
         rebuilt.await;
     }
-    let Some(spec) = order.spec.as_deref() else {
+    let Some(Blueprint { spec, size }) = blueprint else {
         return Err(named(Failure::new(ErrorCode::NotFound, "the sandbox does not exist on this host"), order));
     };
-    admission::supported(spec).map_err(|failure| named(failure, order))?;
-    let (cpus, memory) = core.host;
-    let size = admission::size(spec, core.defaults, cpus, memory).map_err(|failure| named(failure, order))?;
-    Ok(core.start_fresh(Record::new(spec.clone(), size, unix_millis())))
+    Ok(core.start_fresh(Record::new(spec.clone(), *size, unix_millis())))
 }

@@ -12,15 +12,16 @@ use super::{Child, Core};
 use crate::actors::vm::adopt;
 use crate::error::{Failure, chain};
 use crate::ids::SandboxId;
-use crate::sandbox::Record;
+use crate::sandbox::{Record, View};
+use crate::store::Unreadable;
 
 /// Sandboxes looked at side by side; each look is a few system calls.
 const PARALLEL: usize = 32;
 
 pub(super) async fn all(core: Rc<Core>) -> Result<(), Failure> {
     let loaded = core.tools.ports.store.load().await?;
-    for (key, reason) in &loaded.unreadable {
-        error!(key, reason, "a stored record cannot be read; it is left where it is and the rest goes on");
+    for unreadable in loaded.unreadable {
+        set_aside(&core, unreadable);
     }
     claim_slots(&core, &loaded.sandboxes);
     let total = loaded.sandboxes.len();
@@ -28,6 +29,24 @@ pub(super) async fn all(core: Rc<Core>) -> Result<(), Failure> {
     core.recovering.set(false);
     info!(sandboxes = total, "recovered");
     Ok(())
+}
+
+/// A record that cannot be read still stands for a sandbox that may run: it is shown, its slot is kept,
+/// and every request for it is refused, so that nothing is made over it or reported away.
+fn set_aside(core: &Core, unreadable: Unreadable) {
+    let Unreadable { sandbox, slot, reason } = unreadable;
+    error!(
+        sandbox = sandbox.as_ref().map(SandboxId::as_str),
+        reason, "a stored record cannot be read; the rest goes on"
+    );
+    if let Some(slot) = slot {
+        core.tools.slots.borrow_mut().claim(slot);
+    }
+    if let Some(id) = sandbox {
+        let reason = format!("{reason}; it is left as it is: start the runner's version that wrote it");
+        core.tools.views.publish(View::unreadable(id.clone(), reason.clone()));
+        core.children.borrow_mut().insert(id, Child::Lost(reason));
+    }
 }
 
 /// All slots are taken before anything is started, so that none is given out twice.

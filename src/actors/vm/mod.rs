@@ -13,14 +13,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tracing::{info, warn};
 
 use super::ProxyActor;
-use crate::error::Failure;
+use crate::error::{ErrorCode, Failure};
 use crate::hypervisor::{Exit, Vmm};
 use crate::messages::supervisor::ChildEnded;
-use crate::messages::vm::{Command, Reply};
+use crate::messages::vm::{Blueprint, Command, Reply};
 use crate::net::{Namespace, SlotPool};
 use crate::ports::{Ports, unix_millis};
 use crate::sandbox::view::StageTime;
-use crate::sandbox::{Action, Ask, Caller, Event, Machine, Phase, Record, Rest, Stage, View, Views, WireState};
+use crate::sandbox::{Action, Caller, Event, Machine, Op, Phase, Record, Rest, Stage, View, Views, WireState};
 
 pub mod adopt;
 mod perform;
@@ -79,9 +79,12 @@ pub struct VmActor {
     exit: Option<Exit>,
     callers: HashMap<Caller, Reply>,
     last_caller: u64,
+    /// What the next creation makes; the last request's wins.
+    blueprint: Option<Box<Blueprint>>,
     queue: VecDeque<Action>,
     performing: bool,
     interrupt: Option<oneshot::Sender<()>>,
+    interrupt_next: bool,
     timings: Vec<StageTime>,
     first: Vec<Action>,
     begun: bool,
@@ -130,9 +133,11 @@ impl VmActor {
             exit: None,
             callers: HashMap::new(),
             last_caller: 0,
+            blueprint: None,
             queue: VecDeque::new(),
             performing: false,
             interrupt: None,
+            interrupt_next: false,
             timings: Vec::new(),
             first: Vec::new(),
             begun: false,
@@ -143,7 +148,7 @@ impl VmActor {
     fn apply(&mut self, actions: Vec<Action>, ctx: &mut Context<Self>) {
         for action in actions {
             match action {
-                Action::Interrupt => self.interrupt = None,
+                Action::Interrupt => self.interrupt(),
                 action => self.queue.push_back(action),
             }
         }
@@ -161,7 +166,7 @@ impl VmActor {
                 Some(Action::Answer(callers, result)) => self.answer(&callers, &result),
                 Some(Action::Settle(rest)) => self.settle(rest, ctx),
                 Some(Action::Perform { stage, must_save }) => self.perform(stage, must_save, ctx),
-                Some(Action::Interrupt) => self.interrupt = None,
+                Some(Action::Interrupt) => self.interrupt(),
                 None => return self.end_if_absent(ctx),
             }
         }
@@ -174,6 +179,11 @@ impl VmActor {
             self.settled = true;
             ctx.stop();
         }
+    }
+
+    /// Makes the stage under way return, or the next one if a result is just being stored.
+    fn interrupt(&mut self) {
+        self.interrupt_next = self.interrupt.take().is_none();
     }
 
     fn answer(&mut self, callers: &[Caller], result: &Result<(), Failure>) {
@@ -189,7 +199,7 @@ impl VmActor {
     fn perform(&mut self, stage: Stage, must_save: bool, ctx: &mut Context<Self>) {
         self.prepare(stage);
         let (interrupt, interrupted) = oneshot::channel();
-        self.interrupt = Some(interrupt);
+        self.interrupt = Some(interrupt).filter(|_| !std::mem::take(&mut self.interrupt_next));
         self.performing = true;
         let job = perform::Job {
             tools: self.tools.clone(),
@@ -211,16 +221,19 @@ impl VmActor {
 
     fn prepare(&mut self, stage: Stage) {
         match stage {
-            Stage::Gate => {
-                self.timings.clear();
-                self.record.error = None;
-            }
+            Stage::Gate => self.begin(),
             Stage::Network | Stage::Provide if self.record.slot.is_none() => {
                 self.record.slot = self.tools.slots.borrow_mut().take();
             }
             Stage::Launch => {
                 self.record.run += 1;
                 self.exit = None;
+            }
+            // What is stored from here on must not promise a disk.
+            Stage::Erase => self.record.disks = None,
+            // It ends because somebody asked for it.
+            Stage::PowerOff | Stage::End if matches!(self.machine.work(), Some((Op::Stop { .. }, _))) => {
+                self.record.error = None;
             }
             _ => {}
         }
@@ -230,6 +243,16 @@ impl VmActor {
         {
             self.record.phase = phase;
             self.record.since = unix_millis();
+        }
+    }
+
+    /// A new operation builds from the newest request: what this actor made before may be gone.
+    fn begin(&mut self) {
+        self.timings.clear();
+        self.record.error = None;
+        if let (Some((Op::Create { .. }, _)), Some(blueprint)) = (self.machine.work(), self.blueprint.take()) {
+            let Blueprint { spec, size } = *blueprint;
+            self.record = Record { run: self.record.run, ..Record::new(spec, size, unix_millis()) };
         }
     }
 
@@ -246,7 +269,17 @@ impl VmActor {
             act.saved = Some(saved);
         }
         act.timings.push(StageTime { stage: done.stage.name().to_owned(), micros: done.micros });
-        let event = match done.result {
+        let result = match (done.result, done.stage, act.exit.take()) {
+            // It died after it was ready and before anybody was told: that is no success.
+            (Ok(_), Stage::Ready | Stage::Commit, Some(exit)) => {
+                Err(Failure::new(ErrorCode::Internal, format!("the guest did not stay up: {exit}")))
+            }
+            (result, _, exit) => {
+                act.exit = exit;
+                result
+            }
+        };
+        let event = match result {
             Ok(output) => {
                 act.keep(done.stage, output, ctx);
                 info!(sandbox = %act.record.id, stage = done.stage.name(), micros = done.micros, "stage done");
@@ -254,7 +287,10 @@ impl VmActor {
             }
             Err(failure) => {
                 warn!(sandbox = %act.record.id, stage = done.stage.name(), micros = done.micros, error = %failure, "stage failed");
-                act.record.error = Some(failure.message.clone());
+                // A guest that had to be forced and a request that was overtaken are nobody's fault.
+                if done.stage != Stage::PowerOff && failure.code != ErrorCode::Interrupted {
+                    act.record.error = Some(failure.message.clone());
+                }
                 Event::StageFailed(done.stage, failure)
             }
         };
@@ -289,7 +325,6 @@ impl VmActor {
                     self.tools.slots.borrow_mut().release(slot);
                 }
             }
-            Stage::Erase => self.record.disks = None,
             _ => {}
         }
     }
@@ -390,8 +425,14 @@ impl Handler<Command> for VmActor {
         self.last_caller += 1;
         let caller = Caller(self.last_caller);
         self.callers.insert(caller, command.reply);
-        if matches!(command.ask, Ask::Start | Ask::Create { .. }) && command.auth_token.is_some() {
-            self.record.spec.auth_token = command.auth_token;
+        self.blueprint = command.blueprint.or(self.blueprint.take());
+        if let Some(token) = command.auth_token {
+            self.record.spec.auth_token = Some(token);
+            if self.machine.rest() == Some(Rest::Started)
+                && let Some(netns) = self.netns.clone()
+            {
+                perform::introduce(&self.tools, &self.record, netns);
+            }
         }
         let actions = self.machine.step(Event::Asked(caller, command.ask));
         self.apply(actions, ctx);

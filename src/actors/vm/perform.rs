@@ -23,6 +23,8 @@ use crate::sandbox::{Record, Rest, Stage};
 const END_GRACE: Duration = Duration::from_secs(10);
 /// The same where the disk is removed next.
 const DISCARD_GRACE: Duration = Duration::from_millis(500);
+/// Longest time for a stage without a setting of its own. Flattening a large base is the slowest.
+const STAGE_DEADLINE: Duration = Duration::from_secs(15 * 60);
 /// How much of the guest's last output goes into an error.
 const LAST_WORDS: u64 = 400;
 
@@ -62,7 +64,7 @@ impl Job {
         let stage = self.stage;
         let started = Instant::now();
         let (saved, result) = match self.save().await {
-            Ok(saved) => (saved, self.stage(interrupted).await),
+            Ok(saved) => (saved, self.in_time(interrupted).await),
             Err(failure) => (None, Err(failure)),
         };
         let micros = started.elapsed().as_micros().try_into().unwrap_or(u64::MAX);
@@ -82,16 +84,30 @@ impl Job {
         }
     }
 
+    /// A stage that hangs in the kernel or on a dead disk must not hold its sandbox, nor its place at
+    /// the gate, for ever. Stages that wait for a guest have settings of their own.
+    async fn in_time(self, interrupted: oneshot::Receiver<()>) -> Result<Output, Failure> {
+        let (stage, id) = (self.stage, self.record.id.clone());
+        if matches!(stage, Stage::Gate | Stage::Boot | Stage::Ready | Stage::PowerOff) {
+            return self.stage(interrupted).await;
+        }
+        timeout(STAGE_DEADLINE, self.stage(interrupted)).await.unwrap_or_else(|_| {
+            Err(Failure {
+                code: ErrorCode::Timeout,
+                message: format!(
+                    "stage {} of sandbox {id} did not end within {} s; look for a hanging disk or kernel (dmesg)",
+                    stage.name(),
+                    STAGE_DEADLINE.as_secs()
+                ),
+                certainty: Certainty::Unknown,
+            })
+        })
+    }
+
     async fn stage(self, interrupted: oneshot::Receiver<()>) -> Result<Output, Failure> {
         match self.stage {
             Stage::Gate => self.gate(interrupted).await,
-            Stage::Disk => Ok(Output::Provided(Some(self.disk().await?), None)),
-            Stage::Network => Ok(Output::Provided(None, Some(self.network().await?))),
-            Stage::Provide => {
-                // Both run to their end even if one fails: what was made is then there to be undone.
-                let (disk, network) = futures::join!(self.disk(), self.network());
-                Ok(Output::Provided(Some(disk?), Some(network?)))
-            }
+            Stage::Disk | Stage::Network | Stage::Provide => self.provide(interrupted).await,
             Stage::Launch => self.launch().await,
             Stage::Configure => self.configure().await,
             Stage::Boot => self.boot(interrupted).await,
@@ -104,6 +120,18 @@ impl Job {
                 self.tools.ports.disks.remove(&self.record.id).await?;
                 Ok(Output::Nothing)
             }
+        }
+    }
+
+    /// Disk and network side by side. The first use of a base may flatten it, which takes minutes, so this
+    /// can be interrupted: the ports finish or take back by themselves what was begun.
+    async fn provide(self, interrupted: oneshot::Receiver<()>) -> Result<Output, Failure> {
+        let disk = async { if self.stage == Stage::Network { Ok(None) } else { self.disk().await.map(Some) } };
+        let network = async { if self.stage == Stage::Disk { Ok(None) } else { self.network().await.map(Some) } };
+        tokio::select! {
+            // Both run to their end even if one fails: what was made is then there to be undone.
+            (disk, network) = futures::future::join(disk, network) => Ok(Output::Provided(disk?, network?)),
+            _ = interrupted => Err(overtaken()),
         }
     }
 
@@ -207,7 +235,7 @@ impl Job {
         let failure = tokio::select! {
             ready = self.tools.ports.toolbox.wait_ready(&netns, patience) => match ready {
                 Ok(version) => {
-                    self.introduce(netns);
+                    introduce(&self.tools, &self.record, netns);
                     return Ok(Output::Version(Some(version)));
                 }
                 Err(failure) => failure,
@@ -219,17 +247,6 @@ impl Job {
             _ = interrupted => return Err(overtaken()),
         };
         Err(self.with_last_words(failure).await)
-    }
-
-    /// Gives the daemon its token; like the original nobody waits for it (PROTOCOL.md 9).
-    fn introduce(&self, netns: Namespace) {
-        let Some(token) = self.record.spec.auth_token.clone() else { return };
-        let (toolbox, id) = (self.tools.ports.toolbox.clone(), self.record.id.clone());
-        actix::spawn(async move {
-            if let Err(failure) = toolbox.init(&netns, &token).await {
-                warn!(sandbox = %id, error = %failure, "the guest's daemon did not take its token");
-            }
-        });
     }
 
     async fn with_last_words(&self, mut failure: Failure) -> Failure {
@@ -300,6 +317,17 @@ impl Job {
     }
 }
 
+/// Gives the daemon its token; like the original nobody waits for it (PROTOCOL.md 9).
+pub(super) fn introduce(tools: &Tools, record: &Record, netns: Namespace) {
+    let Some(token) = record.spec.auth_token.clone() else { return };
+    let (toolbox, id) = (tools.ports.toolbox.clone(), record.id.clone());
+    actix::spawn(async move {
+        if let Err(failure) = toolbox.init(&netns, &token).await {
+            warn!(sandbox = %id, error = %failure, "the guest's daemon did not take its token");
+        }
+    });
+}
+
 fn image_type(format: Format) -> ImageType {
     match format {
         Format::Raw => ImageType::Raw,
@@ -313,7 +341,7 @@ pub(super) fn socket_path(tools: &Tools, record: &Record) -> PathBuf {
 }
 
 /// Stores that the sandbox rests, or forgets it; returns what the store now holds. What cannot be
-/// stored here is harmless: the last stored intent is finished again after a restart.
+/// stored here is found again by the next start, which finishes the last intent that was stored.
 pub(super) async fn settle(tools: Tools, rest: Rest, record: Record, saved: Option<Record>) -> Option<Record> {
     let store = &tools.ports.store;
     let result = match rest {

@@ -30,12 +30,16 @@ pub(super) struct GuestStream {
 }
 
 impl GuestStream {
-    /// Connects to the toolbox of a sandbox that runs; `None` when it does not.
+    /// Connects to the toolbox of a sandbox that runs; `None` when it does not, or not any more.
     pub async fn connect(routes: &Routes, id: &SandboxId) -> Result<Option<Self>, Error> {
         let Some(route) = routes.get(id) else { return Ok(None) };
-        let stream = route.netns.connect(net::guest(PORT), CONNECT).await?;
-        let over = over(routes.clone(), id.clone(), route.run).boxed();
-        Ok(Some(Self { stream, over: Some(over) }))
+        let mut over = over(routes.clone(), id.clone(), route.run).boxed();
+        tokio::select! {
+            stream = route.netns.connect(net::guest(PORT), CONNECT) => {
+                Ok(Some(Self { stream: stream?, over: Some(over) }))
+            }
+            () = &mut over => Ok(None),
+        }
     }
 }
 

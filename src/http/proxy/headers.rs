@@ -99,3 +99,51 @@ pub(super) fn to_client(builder: &mut HttpResponseBuilder, headers: &hyper::Head
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use actix_web::HttpResponse;
+
+    use super::*;
+
+    #[test]
+    fn what_belongs_to_the_guests_connection_does_not_reach_the_client() {
+        let mut headers = hyper::HeaderMap::new();
+        let pairs = [
+            ("connection", "close, X-Private"),
+            ("x-private", "1"),
+            ("keep-alive", "timeout=5"),
+            ("transfer-encoding", "chunked"),
+            ("proxy-authenticate", "Basic"),
+            ("content-length", "5"),
+            ("set-cookie", "a=1"),
+            ("set-cookie", "b=2"),
+            ("location", "/next"),
+        ];
+        for (name, value) in pairs {
+            headers.append(name, value.parse().unwrap());
+        }
+        let mut builder = HttpResponse::Ok();
+        to_client(&mut builder, &headers);
+        let response = builder.finish();
+        let mut passed: Vec<(&str, &[u8])> =
+            response.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+        passed.sort_unstable();
+        assert_eq!(passed, [("location", &b"/next"[..]), ("set-cookie", b"a=1"), ("set-cookie", b"b=2")]);
+    }
+
+    #[test]
+    fn an_upgrade_needs_both_headers() {
+        let wanted = |pairs: &[(&str, &str)]| {
+            let pair = |(name, value): &(&str, &str)| {
+                (HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap())
+            };
+            wants_upgrade(&pairs.iter().map(pair).collect())
+        };
+        assert!(wanted(&[("upgrade", "websocket"), ("connection", "keep-alive, Upgrade")]));
+        assert!(wanted(&[("upgrade", "websocket"), ("connection", "keep-alive"), ("connection", "upgrade")]));
+        assert!(!wanted(&[("upgrade", "websocket")]));
+        assert!(!wanted(&[("connection", "upgrade")]));
+        assert!(!wanted(&[("upgrade", "websocket"), ("connection", "upgrades")]));
+    }
+}

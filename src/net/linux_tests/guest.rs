@@ -57,7 +57,7 @@ impl Guest {
 
     /// True when an echo request is answered within a second.
     pub fn pings(&self, address: Ipv4Addr) -> bool {
-        self.run(|| super::traffic::ping(GUEST, address))
+        self.run(|| super::world::ping(GUEST, address))
     }
 }
 

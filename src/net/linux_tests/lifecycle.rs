@@ -5,11 +5,10 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 
-use super::guest::nameless;
 use super::support::{TestHost, eventually, inside, ip, link_exists, name_exists};
 use crate::error::{Certainty, ErrorCode};
 use crate::net::netlink::Netlink;
-use crate::net::{Error, Network, Plan, sandbox};
+use crate::net::{Error, Network, Plan};
 
 fn is_gone(plan: &Plan) -> bool {
     !name_exists(&plan.netns) && !link_exists(plan.host_link.as_str())
@@ -210,23 +209,6 @@ async fn creation_is_fast() {
     println!("create p50 {:?} p98 {:?}; remove p50 {:?} p98 {:?}", create[25], create[48], remove[25], remove[48]);
     // Far above what is measured, for machines that are busy with other things.
     assert!(create[25] < Duration::from_millis(200), "{:?}", create[25]);
-}
-
-#[test]
-fn a_full_bridge_is_told_from_other_failures() {
-    let host = TestHost::reserved();
-    let (plan, bridge) = (host.plan(1), host.bridge.clone());
-    // In a host of its own, as a thousand links are.
-    let (_host, error) = nameless(move || {
-        ip(&format!("link add {bridge} type bridge"));
-        let ports = (0..1023).map(|n| format!("link add p{n} master {bridge} type veth peer name q{n}\n"));
-        let batch = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(&batch, ports.collect::<String>()).unwrap();
-        ip(&format!("-batch {}", batch.path().display()));
-        sandbox::create(&bridge, &plan).unwrap_err()
-    });
-    assert_eq!((error.code(), error.certainty()), (ErrorCode::Busy, Certainty::NotDone), "{error}");
-    assert!(crate::error::chain(&error).contains("1023"), "{error}");
 }
 
 #[tokio::test]

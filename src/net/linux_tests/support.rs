@@ -8,7 +8,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
-use nix::sched::{CloneFlags, setns};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
 
 use super::super::LinuxNetwork;
 use crate::ids::{LinkName, NetnsName};
@@ -27,20 +28,33 @@ pub struct TestHost {
     pub network: LinuxNetwork,
     /// Namespaces and links to remove at the end.
     names: RefCell<Vec<(NetnsName, String)>>,
+    /// Its namespaces are the test's own and take everything with them.
+    alone: bool,
     _lock: Flock<File>,
 }
 
 impl TestHost {
     /// Names and addresses only.
     pub fn reserved() -> Self {
+        Self::new(None)
+    }
+
+    /// With the host's side made, in [`alone`]; the pool may be of any size.
+    pub async fn alone(pool: Ipv4Net) -> Self {
+        let host = Self::new(Some(pool));
+        host.network.prepare_host().await.unwrap();
+        host
+    }
+
+    fn new(own: Option<Ipv4Net>) -> Self {
         let (number, lock) = NUMBERS.clone().find_map(lock).expect("a free test number");
-        let net = Ipv4Net::around(Ipv4Addr::new(10, 231, number as u8, 0), 24);
+        let net = own.unwrap_or(Ipv4Net::around(Ipv4Addr::new(10, 231, number as u8, 0), 24));
         let bridge: LinkName = format!("rct{number}").parse().unwrap();
         let table = format!("runner_ch_test_{number}");
         let deny = vec![denied(number)];
         let network = LinuxNetwork::new(bridge.clone(), net, deny, &table);
         let pool = SlotPool::new(net).unwrap();
-        Self { number, bridge, pool, table, network, names: RefCell::default(), _lock: lock }
+        Self { number, bridge, pool, table, network, names: RefCell::default(), alone: own.is_some(), _lock: lock }
     }
 
     /// With the host's side made.
@@ -64,6 +78,9 @@ impl TestHost {
 
 impl Drop for TestHost {
     fn drop(&mut self) {
+        if self.alone {
+            return;
+        }
         let mut netlink = Netlink::open().unwrap();
         for (netns, link) in self.names.borrow().iter() {
             let _ = netns::remove_name(netns);
@@ -82,6 +99,23 @@ pub fn denied(number: u32) -> Ipv4Net {
 fn lock(number: u32) -> Option<(u32, Flock<File>)> {
     let file = File::create(std::env::temp_dir().join(format!("runner-ch-net-test-{number}.lock"))).ok()?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).ok().map(|lock| (number, lock))
+}
+
+/// Runs on a thread with a host's network of its own and no named namespaces but its own. The kernel takes
+/// away what is left, whatever happens.
+pub fn alone(work: impl AsyncFnOnce() + Send + 'static) {
+    let run = move || {
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
+        let none: Option<&str> = None;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        std::fs::create_dir_all("/run/netns").unwrap();
+        mount(Some("tmpfs"), "/run/netns", Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        ip("link set lo up");
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work());
+    };
+    if let Err(panic) = std::thread::spawn(run).join() {
+        std::panic::resume_unwind(panic);
+    }
 }
 
 /// Runs on another thread in a namespace.
@@ -116,11 +150,12 @@ pub fn name_exists(name: &NetnsName) -> bool {
     netns::names().unwrap().contains(name)
 }
 
-/// Waits for a condition.
+/// Waits for a condition. Patiently: after a thousand links have come or gone, the kernel takes its time to
+/// bring others to life.
 pub fn eventually(what: &str, condition: impl Fn() -> bool) {
     let began = Instant::now();
     while !condition() {
-        assert!(began.elapsed() < Duration::from_secs(10), "{what} does not happen");
+        assert!(began.elapsed() < Duration::from_secs(30), "{what} does not happen");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -89,6 +89,12 @@ impl Rule {
         self.meta(META_IIFNAME).compare(EQUAL, &link_name(name))
     }
 
+    /// Came in by a link whose name begins so.
+    pub fn from_links(self, prefix: &str) -> Self {
+        // Shorter than a name, and without the zero byte behind it: only the first bytes are compared.
+        self.meta(META_IIFNAME).compare(EQUAL, prefix.as_bytes())
+    }
+
     /// Goes out by this link.
     pub fn to_link(self, name: &str) -> Self {
         self.meta(META_OIFNAME).compare(EQUAL, &link_name(name))

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::net::addresses::Ipv4Net;
-use crate::net::rules;
+use crate::net::{Egress, rules};
 
 /// Runs in a new network namespace without a name, on a thread of its own.
 fn isolated<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
@@ -62,27 +62,38 @@ fn net(text: &str) -> Ipv4Net {
     text.parse().unwrap()
 }
 
+/// The table inside a namespace, with what the guest may reach as the only difference.
+macro_rules! inside {
+    ($out:literal) => {
+        concat!(
+            r#"table inet runner_ch {
+                chain forward {
+                    type filter hook forward priority filter; policy drop;
+                    ct state invalid drop comment "would leave untranslated""#,
+            "\n",
+            $out,
+            r#"
+                    iifname "eth0" oifname "tap0" ct direction reply accept
+                }
+                chain input {
+                    type filter hook input priority filter; policy drop;
+                    ct direction reply accept comment "answers to the runner"
+                    iifname "tap0" ip saddr 192.168.0.2 ip daddr 192.168.0.1 icmp type echo-request accept
+                }
+                chain nat_out {
+                    type nat hook postrouting priority srcnat; policy accept;
+                    oifname "eth0" masquerade
+                }
+            }"#
+        )
+    };
+}
+
 #[test]
 fn the_table_inside_a_namespace() {
     assert_same(
-        || rules::sandbox(&crate::net::Egress::Open),
-        r#"table inet runner_ch {
-            chain forward {
-                type filter hook forward priority filter; policy drop;
-                ct state invalid drop comment "would leave untranslated"
-                iifname "tap0" oifname "eth0" ip saddr 192.168.0.2 accept
-                iifname "eth0" oifname "tap0" ct direction reply accept
-            }
-            chain input {
-                type filter hook input priority filter; policy drop;
-                ct direction reply accept comment "answers to the runner"
-                iifname "tap0" ip saddr 192.168.0.2 ip daddr 192.168.0.1 icmp type echo-request accept
-            }
-            chain nat_out {
-                type nat hook postrouting priority srcnat; policy accept;
-                oifname "eth0" masquerade
-            }
-        }"#,
+        || rules::sandbox(&Egress::Open),
+        inside!(r#"iifname "tap0" oifname "eth0" ip saddr 192.168.0.2 accept"#),
     );
 }
 
@@ -99,6 +110,8 @@ fn the_table_of_a_host_with_its_own_bridge() {
                 type filter hook forward priority filter; policy accept;
                 iifname "br0" ip saddr != 10.231.0.0/17 drop comment "spoofed source"
                 iifname "br0" meta nfproto ipv6 drop comment "sandboxes have no IPv6"
+                iifname "chv*" ip saddr != 10.231.0.0/17 drop comment "spoofed source"
+                iifname "chv*" meta nfproto ipv6 drop comment "sandboxes have no IPv6"
                 ip saddr 10.231.0.0/17 ip daddr 10.231.0.0/17 drop comment "sandbox to sandbox"
                 ip saddr 10.231.0.0/17 ip daddr 0.0.0.0/8 drop comment "no address"
                 ip saddr 10.231.0.0/17 ip daddr 127.0.0.0/8 drop comment "loopback"
@@ -117,6 +130,7 @@ fn the_table_of_a_host_with_its_own_bridge() {
                 ip saddr 10.231.0.0/17 ct direction reply accept
                 ip saddr 10.231.0.0/17 drop comment "sandbox to host"
                 iifname "br0" drop
+                iifname "chv*" drop
             }
             chain nat_out {
                 type nat hook postrouting priority srcnat; policy accept;
@@ -124,6 +138,59 @@ fn the_table_of_a_host_with_its_own_bridge() {
             }
         }"#,
     );
+}
+
+#[test]
+fn the_table_of_a_host_with_somebody_elses_bridge() {
+    assert_same(
+        || {
+            let (bridge, pool) = ("br0", net("10.231.0.0/17"));
+            rules::host(&rules::HostRules { table: "runner_ch", bridge, own_bridge: false, pool, deny: &[] })
+        },
+        r#"table inet runner_ch {
+            chain forward_guard {
+                type filter hook forward priority filter; policy accept;
+                iifname "chv*" ip saddr != 10.231.0.0/17 drop comment "spoofed source"
+                iifname "chv*" meta nfproto ipv6 drop comment "sandboxes have no IPv6"
+                ip saddr 10.231.0.0/17 ip daddr 10.231.0.0/17 drop comment "sandbox to sandbox"
+                ip saddr 10.231.0.0/17 ip daddr 0.0.0.0/8 drop comment "no address"
+                ip saddr 10.231.0.0/17 ip daddr 127.0.0.0/8 drop comment "loopback"
+                ip saddr 10.231.0.0/17 ip daddr 169.254.0.0/16 drop comment "link-local, cloud metadata"
+                ip saddr 10.231.0.0/17 ip daddr 224.0.0.0/4 drop comment "multicast"
+                ip saddr 10.231.0.0/17 ip daddr 240.0.0.0/4 drop comment "reserved, broadcast"
+                ip saddr 10.231.0.0/17 tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
+                ip daddr 10.231.0.0/17 tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu
+                ip daddr 10.231.0.0/17 ct direction reply accept
+                ip daddr 10.231.0.0/17 drop comment "nothing is begun towards a sandbox"
+            }
+            chain input_guard {
+                type filter hook input priority filter; policy accept;
+                ip saddr 10.231.0.0/17 ct direction reply accept
+                ip saddr 10.231.0.0/17 drop comment "sandbox to host"
+                iifname "chv*" drop
+            }
+            chain nat_out {
+                type nat hook postrouting priority srcnat; policy accept;
+                ip saddr 10.231.0.0/17 oifname != "br0" masquerade
+            }
+        }"#,
+    );
+}
+
+#[test]
+fn the_table_inside_a_namespace_with_a_list() {
+    assert_same(
+        || rules::sandbox(&Egress::Only(vec![net("10.0.0.0/8"), net("192.0.2.7/32")])),
+        inside!(
+            r#"iifname "tap0" oifname "eth0" ip saddr 192.168.0.2 ip daddr 10.0.0.0/8 accept
+            iifname "tap0" oifname "eth0" ip saddr 192.168.0.2 ip daddr 192.0.2.7 accept"#
+        ),
+    );
+}
+
+#[test]
+fn the_table_inside_a_namespace_that_is_blocked() {
+    assert_same(|| rules::sandbox(&Egress::Blocked), inside!(""));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Creates through jobs, each followed by its destroy and by one start of the bare VMM, so that
 //! whatever else this machine does hits both alike.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -9,6 +10,7 @@ use serde_json::Value;
 
 use super::{Section, Timeline};
 use crate::args::Args;
+use crate::netlock;
 use crate::setup::{Disks, Setup};
 use crate::stats::{Samples, ratio};
 use crate::table::{Cell, Table};
@@ -41,6 +43,10 @@ pub struct Measured {
     pub answered: Samples,
     /// The bare VMM.
     floors: Vec<Times>,
+    /// Waits for the kernel's lock on links, one per round.
+    lock: Samples,
+    /// What the runner warned of, and how often.
+    warnings: BTreeMap<String, u32>,
 }
 
 impl Measured {
@@ -73,24 +79,37 @@ pub fn measure(setup: &Setup, args: &Args) -> anyhow::Result<Measured> {
     let plain = Plain::new(setup, &disks)?;
     plain.start()?;
 
-    let (mut views, mut jobs, mut floors) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut views, mut jobs, mut floors, mut waits) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for number in 1..=args.creates {
         let id = format!("bench-{number}");
         let created = world.create(&id)?;
         views.push(timings(&world.view(&id)?)?);
         jobs.push((created, world.destroy(&id)?));
         floors.push(plain.start()?);
+        waits.push(netlock::wait()?);
     }
     runner.stop()?;
 
     let lines = world.log()?;
+    let mut warnings = BTreeMap::new();
+    for line in lines.iter().filter(|line| line.warns()) {
+        *warnings.entry(line.message.clone()).or_default() += 1;
+    }
     let (created, destroyed): (Vec<_>, Vec<_>) = jobs.into_iter().unzip();
     let ids: Vec<&str> = created.iter().chain(&destroyed).map(|job| job.id.as_str()).collect();
     let latencies = world.api.claim_latencies().into_iter().filter(|latency| ids.contains(&latency.job_id.as_str()));
     let answered = latencies.map(|latency| Duration::from_micros(latency.answered_us)).collect();
     let timelines =
         |jobs: &[Job]| -> anyhow::Result<Vec<Timeline>> { jobs.iter().map(|job| Timeline::of(job, &lines)).collect() };
-    Ok(Measured { views, creates: timelines(&created)?, destroys: timelines(&destroyed)?, answered, floors })
+    Ok(Measured {
+        views,
+        creates: timelines(&created)?,
+        destroys: timelines(&destroyed)?,
+        answered,
+        floors,
+        lock: waits.into_iter().collect(),
+        warnings,
+    })
 }
 
 /// The `timings` of a sandbox.
@@ -110,6 +129,9 @@ pub fn section(measured: &Measured) -> Section {
     let (ours, floor) = (measured.running().median(), measured.floor(Times::floor).median());
     section.at_most("VM running, measured from the claimed job, against the bare floor", ratio(ours, floor), 2.0, "x");
     section.note("a stage's time includes storing the sandbox's record before it, where something is to be stored");
+    for (message, count) in &measured.warnings {
+        section.note(format!("the runner warned {count} times: {message}"));
+    }
     section
 }
 
@@ -135,6 +157,7 @@ fn floor(measured: &Measured) -> Table {
     table.samples("vmm.ping (not in the floor)", &measured.floor(|times| times.ping));
     table.samples("vm.create", &measured.floor(|times| times.create));
     table.samples("vm.boot", &measured.floor(|times| times.boot));
+    table.samples("kernel's lock on links (not in the floor)", &measured.lock);
     table.samples("floor = spawn + vm.create + vm.boot", &measured.floor(Times::floor));
     table
 }
