@@ -261,7 +261,7 @@ fn a_full_host_is_busy_and_says_when_to_come_back() {
     host.set("RUNNER_NETWORK_POOL", "10.220.0.0/28");
     let _runner = host.runner();
     let create = |n: usize| {
-        let body = json!({ "id": format!("box-{n}"), "storageQuota": 1, "skipStart": true });
+        let body = json!({ "id": format!("box-{n}"), "storageQuota": 1 });
         host.http().post("/sandboxes", &body.to_string())
     };
     let refused = (0..17).map(create).find(|answer| answer.status != 201).expect("a /28 has no room for 17 sandboxes");
