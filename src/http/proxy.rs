@@ -71,14 +71,15 @@ enum Unreached {
 }
 
 async fn connect(state: &State, id: &SandboxId) -> Result<GuestStream, Unreached> {
-    let view = find(state, id).map_err(Unreached::Refused)?;
     let connected = GuestStream::connect(&state.routes, id).await;
-    connected.map_err(|error| Unreached::Broken(chain(&error)))?.ok_or_else(|| {
-        let now = serde_json::to_value(view.state).ok().and_then(|name| name.as_str().map(str::to_owned));
-        let message =
-            format!("sandbox {id} has no address (it is {}). Is the Sandbox started?", now.unwrap_or_default());
-        Unreached::Refused(Failure::new(ErrorCode::BadRequest, message))
-    })
+    if let Some(stream) = connected.map_err(|error| Unreached::Broken(chain(&error)))? {
+        return Ok(stream);
+    }
+    // Only now, as it may have stopped meanwhile.
+    let view = find(state, id).map_err(Unreached::Refused)?;
+    let now = serde_json::to_value(view.state).ok().and_then(|name| name.as_str().map(str::to_owned));
+    let message = format!("sandbox {id} has no address (it is {}). Is the Sandbox started?", now.unwrap_or_default());
+    Err(Unreached::Refused(Failure::new(ErrorCode::BadRequest, message)))
 }
 
 /// Where in the guest a request goes.

@@ -11,7 +11,8 @@ use super::addresses::Ipv4Net;
 use super::error::Error;
 use super::linux::Settings;
 use super::netlink::{Link, Netlink};
-use super::{GUEST_GATEWAY, GUEST_PREFIX, rules, sysctl, veth};
+use super::sysctl::Sysctl;
+use super::{GUEST_GATEWAY, GUEST_PREFIX, rules, veth};
 
 /// The alias that tells a bridge of ours from one that the operator made.
 const MARK: &str = "runner-ch";
@@ -62,9 +63,10 @@ fn make_bridge(netlink: &mut Netlink, settings: &Settings, links: &[Link]) -> Re
     let mark = LinkUnspec::new_with_name(name).alias(MARK).build();
     netlink.change(&format!("mark bridge {name}"), Message::SetLink(mark))?;
     // The bridge is there for IPv4 alone.
-    let no_ipv6 = format!("net/ipv6/conf/{name}/disable_ipv6");
-    if sysctl::exists(&no_ipv6) {
-        sysctl::set(&no_ipv6, 1)?;
+    let no_ipv6 = format!("ipv6/conf/{name}/disable_ipv6");
+    let sysctl = Sysctl::open()?;
+    if sysctl.has(&no_ipv6) {
+        sysctl.set(&no_ipv6, 1)?;
     }
     tracing::info!(bridge = name, "bridge made");
     netlink.link(name)?.ok_or_else(|| Error::NoBridge { bridge: settings.bridge.clone() })
@@ -93,17 +95,18 @@ fn bring_up(netlink: &mut Netlink, settings: &Settings, bridge: &Link) -> Result
 /// Forwarding, and room for all sandboxes' neighbour entries: the kernel's tables hold 1024 by
 /// default, those of all namespaces together, and every sandbox takes one here and one inside.
 fn tune(pool: Ipv4Net) -> Result<(), Error> {
-    sysctl::raise("net/ipv4/ip_forward", 1)?;
-    let (soft, hard) = ("net/ipv4/neigh/default/gc_thresh2", "net/ipv4/neigh/default/gc_thresh3");
-    if !sysctl::exists(hard) {
+    let sysctl = Sysctl::open()?;
+    sysctl.raise("ipv4/ip_forward", 1)?;
+    let (soft, hard) = ("ipv4/neigh/default/gc_thresh2", "ipv4/neigh/default/gc_thresh3");
+    if !sysctl.has(hard) {
         // The tables are the whole machine's and only its first namespace can change them; a runner in a
         // container or in a test lives with what it finds.
         tracing::info!("the size of the neighbour tables cannot be changed from this network namespace");
         return Ok(());
     }
     let entries = pool.size() * 2 + 1024;
-    sysctl::raise(hard, entries * 2)?;
-    sysctl::raise(soft, entries)
+    sysctl.raise(hard, entries * 2)?;
+    sysctl.raise(soft, entries)
 }
 
 /// Refuses a pool that would take addresses away from somebody: the host's, its routes', the guests'.

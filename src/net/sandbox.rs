@@ -10,7 +10,8 @@ use rtnetlink::packet_route::RouteNetlinkMessage as Message;
 
 use super::error::Error;
 use super::netlink::{Link, Netlink};
-use super::{GUEST, GUEST_GATEWAY, GUEST_PREFIX, Namespace, Plan, TAP, netns, rules, sysctl, tap, veth};
+use super::sysctl::Sysctl;
+use super::{GUEST, GUEST_GATEWAY, GUEST_PREFIX, Namespace, Plan, TAP, netns, rules, tap, veth};
 use crate::ids::{LinkName, SandboxId};
 
 /// After this the host's end is deleted even though somebody still holds the namespace: a connection
@@ -135,13 +136,13 @@ impl Builder<'_> {
     fn build(&mut self, bridge: &Link) -> Result<Namespace, Error> {
         let plan = self.plan;
         let (namespace, mut inside) = netns::enter_new(&plan.netns, || mark(&plan.sandbox))?;
-        settings()?;
+        let has_ipv6 = settings()?;
         // Before there is a link that anything could pass.
         rules::sandbox(&self.plan.egress).commit()?;
         tap::create(TAP)?;
         veth::create(&mut self.host, plan, &namespace, bridge.mtu)?;
         self.linked = true;
-        let form = veth::attach(&mut self.host, plan, bridge)?;
+        let form = veth::attach(&mut self.host, plan, bridge, has_ipv6)?;
         guest_side(&mut inside, plan)?;
         veth::inner_end(&mut inside, plan, form)?;
         Ok(namespace)
@@ -169,22 +170,27 @@ fn mark(sandbox: &SandboxId) -> Result<Netlink, Error> {
     Ok(inside)
 }
 
-/// Kernel settings inside, before there are links to inherit them.
-fn settings() -> Result<(), Error> {
-    sysctl::set("net/ipv4/ip_forward", 1)?;
+/// Kernel settings inside, before there are links to inherit them. True when the kernel has IPv6.
+fn settings() -> Result<bool, Error> {
+    let sysctl = Sysctl::open()?;
+    sysctl.set("ipv4/ip_forward", 1)?;
     for branch in ["all", "default"] {
         for (name, value) in [("rp_filter", 1), ("accept_redirects", 0), ("send_redirects", 0)] {
-            sysctl::set(&format!("net/ipv4/conf/{branch}/{name}"), value)?;
+            sysctl.set(&format!("ipv4/conf/{branch}/{name}"), value)?;
         }
     }
     // Answer for an address only on the link that has it.
-    sysctl::set("net/ipv4/conf/all/arp_ignore", 1)?;
+    sysctl.set("ipv4/conf/all/arp_ignore", 1)?;
     // A connection whose guest is gone holds the namespace until the kernel gives up: by default after
     // almost two minutes, with this after a second.
-    sysctl::set("net/ipv4/tcp_orphan_retries", 2)?;
+    sysctl.set("ipv4/tcp_orphan_retries", 2)?;
     // "all" covers links to come, too.
-    let no_ipv6 = "net/ipv6/conf/all/disable_ipv6";
-    if sysctl::exists(no_ipv6) { sysctl::set(no_ipv6, 1) } else { Ok(()) }
+    let no_ipv6 = "ipv6/conf/all/disable_ipv6";
+    let has_ipv6 = sysctl.has(no_ipv6);
+    if has_ipv6 {
+        sysctl.set(no_ipv6, 1)?;
+    }
+    Ok(has_ipv6)
 }
 
 /// The TAP with the guest's gateway address, and the guest as a fixed neighbour: no ARP while it

@@ -25,7 +25,7 @@ use super::addresses::is_host_link;
 use super::error::Error;
 use super::netlink::{Link, Netlink};
 use super::rules::UPLINK;
-use super::{Namespace, Plan, sysctl};
+use super::{Namespace, Plan};
 use crate::ids::SandboxId;
 
 /// The least MTU with which a link has IPv6 (RFC 8200).
@@ -68,8 +68,8 @@ pub(super) fn create(host: &mut Netlink, plan: &Plan, namespace: &Namespace, mtu
 }
 
 /// Joins the host's end to the bridge or, when that is full, makes it a routed one; then marks it as the
-/// sandbox's and brings it up.
-pub(super) fn attach(host: &mut Netlink, plan: &Plan, bridge: &Link) -> Result<Form, Error> {
+/// sandbox's and brings it up. `has_ipv6` is about the kernel.
+pub(super) fn attach(host: &mut Netlink, plan: &Plan, bridge: &Link, has_ipv6: bool) -> Result<Form, Error> {
     let name = plan.host_link.as_str();
     // Alone in its request: the kernel would complain in its log about one that it carries out in part.
     let join = LinkUnspec::new_with_name(name).controller(bridge.index).build();
@@ -77,7 +77,7 @@ pub(super) fn attach(host: &mut Netlink, plan: &Plan, bridge: &Link) -> Result<F
         Ok(()) => set_port(host, plan).map(|()| Form::Bridged),
         Err(error) if error.errno() == Some(libc::EXFULL) => {
             tracing::debug!(link = name, bridge = bridge.name, "the bridge is full; the link is routed");
-            set_routed(host, plan, bridge.mtu).map(|()| Form::Routed)
+            set_routed(host, plan, has_ipv6 && bridge.mtu >= MIN_IPV6_MTU).map(|()| Form::Routed)
         }
         Err(error) => Err(error),
     }
@@ -98,7 +98,7 @@ fn set_port(host: &mut Netlink, plan: &Plan) -> Result<(), Error> {
 
 /// The alias, settings, and the way to the sandbox. The alias comes before the route, which counts as the
 /// operator's own unless it is at a link of a sandbox.
-fn set_routed(host: &mut Netlink, plan: &Plan, mtu: u32) -> Result<(), Error> {
+fn set_routed(host: &mut Netlink, plan: &Plan, ipv6: bool) -> Result<(), Error> {
     let name = plan.host_link.as_str();
     // Settings go by netlink because the thread is in the sandbox's namespace, where /proc/sys is another.
     let mut strict = InetDevConf::default();
@@ -106,7 +106,7 @@ fn set_routed(host: &mut Netlink, plan: &Plan, mtu: u32) -> Result<(), Error> {
     // is the packet filter that can be relied upon: a host-wide 2, "loose", wins over this.)
     strict.rp_filter = 1;
     let mut settings = vec![AfSpecUnspec::Inet(vec![AfSpecInet::DevConfRequest(strict)])];
-    if mtu >= MIN_IPV6_MTU && sysctl::exists("net/ipv6/conf/all/disable_ipv6") {
+    if ipv6 {
         settings.push(AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]));
     }
     let message = LinkUnspec::new_with_name(name)

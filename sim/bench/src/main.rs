@@ -5,6 +5,7 @@
 //! API, and simulated VMMs unless CH_BINARY (with BENCH_KERNEL) names a real hypervisor.
 
 use std::fs::File;
+use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
@@ -27,12 +28,21 @@ mod table;
 mod vmm;
 mod world;
 
-fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    match bench(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("runner-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bench(args: &Args) -> anyhow::Result<()> {
     // Before any thread exists: threads inherit the namespaces.
     isolate::enter()?;
     isolate::watch_signals()?;
-    let setup = Setup::new(&args)?;
+    let setup = Setup::new(args)?;
     let machine = machine::describe(&setup)?;
     println!("{}", table::text_of_machine(&machine));
 
@@ -42,22 +52,22 @@ fn main() -> anyhow::Result<()> {
         sections.push(section);
     };
     if args.wants(Part::Create) || args.wants(Part::Original) || args.wants(Part::Latency) {
-        let measured = sections::create::measure(&setup, &args)?;
+        let measured = sections::create::measure(&setup, args)?;
         if args.wants(Part::Create) {
             finish(sections::create::section(&measured));
         }
         if args.wants(Part::Original) {
-            finish(sections::original::section(&setup, &args, &measured)?);
+            finish(sections::original::section(&setup, args, &measured)?);
         }
         if args.wants(Part::Latency) {
             finish(sections::latency::section(&measured));
         }
     }
     if args.wants(Part::Idle) {
-        finish(sections::idle::section(&setup, &args)?);
+        finish(sections::idle::section(&setup, args)?);
     }
     if args.wants(Part::Disks) {
-        finish(sections::disks::section(&setup, &args)?);
+        finish(sections::disks::section(&setup, args)?);
     }
     let end = machine::load_average()?;
     println!("Load average at the end: {end}");

@@ -130,7 +130,7 @@ mod tests {
     fn columns_are_aligned_and_numbers_stay_numbers() {
         let mut table = Table::new("t", &["", "a", "long"]);
         table.row("x", [Cell::Number(1.0, 1), Cell::Empty]).row("yy", [Cell::Number(10.0, 1), Cell::text("z")]);
-        assert_eq!(table.to_string(), "  t\n          a  long\n    x    1.0\n    yy  10.0     z\n");
+        assert_eq!(table.to_string(), "  t\n           a  long\n    x    1.0\n    yy  10.0     z\n");
         assert_eq!(table.json()["rows"][1], json!(["yy", 10.0, "z"]));
     }
 }

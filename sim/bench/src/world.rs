@@ -118,18 +118,23 @@ impl World {
 
     /// Waits for a job, which must be completed.
     pub fn finished(&self, job: &str) -> anyhow::Result<Job> {
-        let began = Instant::now();
-        let job = loop {
-            // Returns at once when the job is finished.
-            if let Some(job) = self.api.wait_job(job, Duration::from_millis(200)) {
-                break job;
-            }
-            go_on()?;
-            ensure!(began.elapsed() < PATIENCE, "job {job} did not end within {PATIENCE:?}:\n{}", self.tail());
-        };
+        let job = self.ended(job)?;
         let (kind, error) = (&job.job_type, &job.error_message);
         ensure!(job.status == JobStatus::Completed, "{kind} failed: {error:?}\n{}", self.tail());
         Ok(job)
+    }
+
+    /// Waits for a job, however it ends.
+    pub fn ended(&self, job: &str) -> anyhow::Result<Job> {
+        let began = Instant::now();
+        loop {
+            // Returns at once when the job has ended.
+            if let Some(job) = self.api.wait_job(job, Duration::from_millis(200)) {
+                return Ok(job);
+            }
+            go_on()?;
+            ensure!(began.elapsed() < PATIENCE, "job {job} did not end within {PATIENCE:?}:\n{}", self.tail());
+        }
     }
 
     /// A sandbox as the runner shows it.

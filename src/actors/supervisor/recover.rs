@@ -12,7 +12,7 @@ use super::{Child, Core};
 use crate::actors::vm::adopt;
 use crate::error::{Failure, chain};
 use crate::ids::SandboxId;
-use crate::sandbox::{Record, View};
+use crate::sandbox::{Phase, Record, View};
 use crate::store::Unreadable;
 
 /// Sandboxes looked at side by side; each look is a few system calls.
@@ -23,9 +23,10 @@ pub(super) async fn all(core: Rc<Core>) -> Result<(), Failure> {
     for unreadable in loaded.unreadable {
         set_aside(&core, unreadable);
     }
-    claim_slots(&core, &loaded.sandboxes);
-    let total = loaded.sandboxes.len();
-    stream::iter(loaded.sandboxes).for_each_concurrent(PARALLEL, |record| bring_back(&core, record)).await;
+    let mut sandboxes = loaded.sandboxes;
+    claim_slots(&core, &mut sandboxes);
+    let total = sandboxes.len();
+    stream::iter(sandboxes).for_each_concurrent(PARALLEL, |record| bring_back(&core, record)).await;
     core.recovering.set(false);
     info!(sandboxes = total, "recovered");
     Ok(())
@@ -50,13 +51,21 @@ fn set_aside(core: &Core, unreadable: Unreadable) {
 }
 
 /// All slots are taken before anything is started, so that none is given out twice.
-fn claim_slots(core: &Core, records: &[Record]) {
+///
+/// Two records may name one slot: the kernel let go of it, it was given out again, and the runner died
+/// before the first record was stored without it. Then it belongs to the one that is not being torn
+/// down; the other's network is gone. A slot outside a pool that was made smaller is kept as it is.
+fn claim_slots(core: &Core, records: &mut [Record]) {
     let mut slots = core.tools.slots.borrow_mut();
+    let leaving = |record: &Record| matches!(record.phase, Phase::Stopping | Phase::Destroying);
+    records.sort_by_key(leaving);
     for record in records {
-        if let Some(slot) = record.slot
-            && !slots.claim(slot)
-        {
-            warn!(sandbox = %record.id, ?slot, "the stored network slot lies outside RUNNER_NETWORK_POOL or is taken");
+        let Some(slot) = record.slot else { continue };
+        if slot.0 > slots.capacity() {
+            warn!(sandbox = %record.id, %slot, "the stored network slot lies outside RUNNER_NETWORK_POOL");
+        } else if !slots.claim(slot) {
+            warn!(sandbox = %record.id, %slot, "the stored network slot is another sandbox's by now");
+            record.slot = None;
         }
     }
 }

@@ -12,7 +12,8 @@ use super::support::{TestHost, alone, eventually, inside, ip, link_exists, name_
 use super::world::{PATIENCE, Pings, SHORT, World, ask, blocked, boot, listen, ping};
 use crate::net::netlink::Netlink;
 use crate::net::nft::Transaction;
-use crate::net::{Namespace, Network, Plan, guest, sysctl};
+use crate::net::sysctl::Sysctl;
+use crate::net::{Namespace, Network, Plan, guest};
 
 /// What the kernel gives a bridge.
 const PORTS: usize = 1023;
@@ -50,7 +51,7 @@ fn a_thousand_and_thirty_sandboxes() {
     alone(async || {
         // As strict as hosts come.
         for setting in ["arp_ignore", "arp_filter", "rp_filter"] {
-            sysctl::set(&format!("net/ipv4/conf/all/{setting}"), 1).unwrap();
+            Sysctl::open().unwrap().set(&format!("ipv4/conf/all/{setting}"), 1).unwrap();
         }
         let host = TestHost::alone("10.231.0.0/16".parse().unwrap()).await;
         let world = World::new(&host);
@@ -136,7 +137,7 @@ async fn assert_found_again_and_removed(host: &TestHost, plan: &Plan, bridged: &
     for words in [&format!("alias {}", plan.sandbox), "NOARP", ",UP", "addrgenmode none"] {
         assert!(veth.contains(words), "{words} in {veth}");
     }
-    assert_eq!(sysctl::get(&format!("net/ipv4/conf/{link}/rp_filter")).unwrap(), 1);
+    assert_eq!(Sysctl::open().unwrap().get(&format!("ipv4/conf/{link}/rp_filter")).unwrap(), 1);
 
     // The runner is started again: the routes are no foreign ones.
     network.prepare_host().await.unwrap();
@@ -174,7 +175,7 @@ fn assert_held_by_the_host(host: &TestHost, world: &World, plan: &Plan, namespac
     inside(namespace, || {
         Transaction::delete("runner_ch").commit().unwrap();
         ip(&format!("addr add {strange}/32 dev eth0"));
-        sysctl::set("net/ipv6/conf/all/disable_ipv6", 0).unwrap();
+        Sysctl::open().unwrap().set("ipv6/conf/all/disable_ipv6", 0).unwrap();
         ip("addr add fd00::2/64 dev eth0 nodad");
         ip(&format!("neigh add fd00::1 lladdr {} dev eth0", hardware(0xfe)));
     });

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use daytona_sim::{Job, JobStatus};
 use serde_json::Value;
 
 use super::Section;
@@ -31,9 +32,9 @@ pub fn section(setup: &Setup, args: &Args) -> anyhow::Result<Section> {
     let before = process::memory(runner.pid())?;
 
     let ids: Vec<String> = (1..=args.sandboxes).map(|number| format!("idle-{number}")).collect();
-    let (made, took) =
-        in_window(&world, &ids, args.create_limit(), |id| Ok(world.api.create_sandbox(&world.spec(id))?))?;
-    let ids = &ids[..made];
+    let created = in_window(&world, &ids, args.create_limit(), |id| Ok(world.api.create_sandbox(&world.spec(id))?))?;
+    let made = created.done.len();
+    ensure!(made > 0, "no sandbox could be created: {:?}", created.failures.first());
     pause(SETTLE)?;
     let (after, threads) = (process::memory(runner.pid())?, process::threads(runner.pid()));
     let pids = running(&world)?;
@@ -44,7 +45,7 @@ pub fn section(setup: &Setup, args: &Args) -> anyhow::Result<Section> {
     runner.murder()?;
     let (runner, adoption) = world.runner()?;
     ensure!(running(&world)? == pids, "not all sandboxes were found again with their processes");
-    let (_, destroyed) = in_window(&world, ids, Duration::MAX, |id| Ok(world.api.destroy_sandbox(id)?))?;
+    let destroyed = in_window(&world, &created.done, Duration::MAX, |id| Ok(world.api.destroy_sandbox(id)?))?;
     let left = world.vmms().len();
     runner.stop()?;
 
@@ -53,14 +54,17 @@ pub fn section(setup: &Setup, args: &Args) -> anyhow::Result<Section> {
         let each = if count == 0 { Cell::Empty } else { Cell::ms(whole / u32::try_from(count).unwrap_or(u32::MAX)) };
         times.row(name, [Cell::Number(count as f64, 0), Cell::Number(whole.as_secs_f64(), 3), each]);
     };
-    row(&format!("create all, {WINDOW} jobs queued"), made, took);
+    row(&format!("create all, {WINDOW} jobs queued"), made, created.took);
     row("start of the runner without sandboxes", 0, empty_start);
     row("start after SIGKILL until GET / says ok", made, adoption);
-    row(&format!("destroy all, {WINDOW} jobs queued"), made, destroyed);
+    row(&format!("destroy all, {WINDOW} jobs queued"), destroyed.done.len(), destroyed.took);
     section.tables = vec![memory(made, before, after, &vmms), cpu(args, idle_runner, idle_vmms, threads), times];
     section.note(format!("{left} VMM processes were left after the last destroy"));
-    if made < args.sandboxes as usize {
+    if made + created.failures.len() < args.sandboxes as usize {
         section.note(format!("only {made} of {} sandboxes: --create-limit was reached", args.sandboxes));
+    }
+    for failure in created.failures.iter().chain(&destroyed.failures) {
+        section.note(format!("FAILED: {failure}"));
     }
     Ok(section)
 }
@@ -85,32 +89,37 @@ fn cpu(args: &Args, runner: f64, vmms: f64, threads: usize) -> Table {
     table
 }
 
-/// Runs a job per id, some at a time; begins none after `limit`. Answers how many were done and how
-/// long all took.
+/// How many jobs went.
+struct Batch {
+    done: Vec<String>,
+    failures: Vec<String>,
+    took: Duration,
+}
+
+/// Runs a job per id, some at a time; begins none after `limit`.
 fn in_window(
     world: &World,
     ids: &[String],
     limit: Duration,
     submit: impl Fn(&str) -> anyhow::Result<String>,
-) -> anyhow::Result<(usize, Duration)> {
+) -> anyhow::Result<Batch> {
     let began = Instant::now();
-    let (mut open, mut done) = (VecDeque::new(), 0);
-    for id in ids {
-        if began.elapsed() > limit {
-            break;
-        }
+    let (mut open, mut jobs) = (VecDeque::new(), Vec::new());
+    for id in ids.iter().take_while(|_| began.elapsed() <= limit) {
         open.push_back(submit(id)?);
-        done += 1;
         if open.len() == WINDOW
             && let Some(oldest) = open.pop_front()
         {
-            world.finished(&oldest)?;
+            jobs.push(world.ended(&oldest)?);
         }
     }
     for job in open {
-        world.finished(&job)?;
+        jobs.push(world.ended(&job)?);
     }
-    Ok((done, began.elapsed()))
+    let took = began.elapsed();
+    let (done, failed): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| job.status == JobStatus::Completed);
+    let failures = failed.into_iter().map(|job| job.error_message.unwrap_or_default()).collect();
+    Ok(Batch { done: done.into_iter().map(|job| job.resource_id).collect(), failures, took })
 }
 
 /// Pids of the VMMs of all started sandboxes, by id.
