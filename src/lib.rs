@@ -7,6 +7,7 @@
 //! | [`sandbox`], [`jobs`] | decisions: state machine, recovery, admission, job journal; no I/O |
 //! | [`actors`], [`messages`] | who owns what, and the vocabulary between them |
 //! | [`ports`] | the traits behind which all effects happen |
+//! | [`forks`] | what a fork must not copy |
 //! | [`hypervisor`], [`net`], [`disk`], [`store`], [`control_plane`], [`toolbox`] | the effects |
 //! | [`http`] | the runner's own API and the way into the guests |
 
@@ -19,6 +20,7 @@ pub mod config;
 pub mod control_plane;
 pub mod disk;
 pub mod error;
+pub mod forks;
 pub mod host;
 pub mod http;
 pub mod hypervisor;

@@ -50,6 +50,8 @@ pub struct GuestToolbox;
 enum Error {
     #[error("cannot connect to the guest's port {PORT}")]
     Connect(#[source] net::Error),
+    #[error("cannot set up the connection to the guest")]
+    Linger(#[source] std::io::Error),
     #[error("the guest's daemon did not answer {call} within {} s", TRY.as_secs())]
     Slow { call: &'static str },
     #[error("the guest's daemon broke off {call}")]
@@ -74,6 +76,8 @@ async fn call(
     connect: Duration,
 ) -> Result<Bytes, Error> {
     let stream = netns.connect(net::guest(PORT), connect).await.map_err(Error::Connect)?;
+    // Closed by a reset: a farewell that the guest does not live to answer would hold the namespace.
+    stream.set_zero_linger().map_err(Error::Linger)?;
     let exchange = async {
         let broken = |source| Error::Broken { call: name, source };
         let (mut sender, connection) =
@@ -117,8 +121,15 @@ async fn wait(netns: &Namespace, patience: Duration) -> Result<String, Failure> 
     let (mut pause, mut connect) = (FIRST_PAUSE, FIRST_CONNECT);
     let mut last = None;
     loop {
+        let began = Instant::now();
         match timeout_at(deadline, version(netns, connect)).await {
             Ok(Ok(version)) => return Ok(version),
+            // A connection that timed out has waited long enough.
+            Ok(Err(error @ Error::Connect(_))) if began.elapsed() >= connect => {
+                last = Some(crate::error::chain(&error));
+                connect = (connect * 5 / 4).min(LONGEST_CONNECT);
+                continue;
+            }
             Ok(Err(error)) => last = Some(crate::error::chain(&error)),
             Err(_) => {}
         }

@@ -30,7 +30,7 @@ mod spawn;
 /// First and longest pause between two attempts to reach a VMM that is starting; it opens its socket
 /// after 3 to 13 ms (cloud-hypervisor.md 3).
 const FIRST_PAUSE: Duration = Duration::from_micros(500);
-const LONGEST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(1);
 
 /// How VMMs are started and ended.
 #[derive(Debug, Clone)]

@@ -171,9 +171,13 @@ fn mark(sandbox: &SandboxId) -> Result<Netlink, Error> {
 }
 
 /// Kernel settings inside, before there are links to inherit them. True when the kernel has IPv6.
+///
+/// Two of them could be set for "all" links as well. But a write to `ip_forward` or `all/disable_ipv6` while
+/// somebody else has the kernel's routing lock is tried again and again without a pause, and when many
+/// sandboxes are made at once most of the processors' time went there. Those for new links take no lock.
 fn settings() -> Result<bool, Error> {
     let sysctl = Sysctl::open()?;
-    sysctl.set("ipv4/ip_forward", 1)?;
+    sysctl.set("ipv4/conf/default/forwarding", 1)?;
     for branch in ["all", "default"] {
         for (name, value) in [("rp_filter", 1), ("accept_redirects", 0), ("send_redirects", 0)] {
             sysctl.set(&format!("ipv4/conf/{branch}/{name}"), value)?;
@@ -184,8 +188,7 @@ fn settings() -> Result<bool, Error> {
     // A connection whose guest is gone holds the namespace until the kernel gives up: by default after
     // almost two minutes, with this after a second.
     sysctl.set("ipv4/tcp_orphan_retries", 2)?;
-    // "all" covers links to come, too.
-    let no_ipv6 = "ipv6/conf/all/disable_ipv6";
+    let no_ipv6 = "ipv6/conf/default/disable_ipv6";
     let has_ipv6 = sysctl.has(no_ipv6);
     if has_ipv6 {
         sysctl.set(no_ipv6, 1)?;

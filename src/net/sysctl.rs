@@ -1,9 +1,8 @@
 //! Kernel settings of a network namespace.
 //!
-//! A path below /proc/sys/net means another file in every network namespace, and the kernel finds the
-//! right `net` by going through those of all namespaces that were looked at. So the directory is opened
-//! once, and the settings are opened from there: with thousands of sandboxes that is what keeps making one
-//! more from slowing down.
+//! /proc/sys/net/ipv4 is another directory in every network namespace, and the kernel finds the right one by
+//! going through those of all namespaces that were looked at. So it is opened once, and the settings are
+//! opened from there: with thousands of sandboxes the search is a large part of the time for one more.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -15,18 +14,27 @@ use super::error::Error;
 
 const DIRECTORY: &str = "/proc/sys/net";
 
-/// The settings below `net` of one network namespace.
+/// The settings of one network namespace.
 #[derive(Debug)]
 pub(super) struct Sysctl {
-    dir: OwnedFd,
+    ipv4: OwnedFd,
+    /// Missing when the kernel has no IPv6.
+    ipv6: Option<OwnedFd>,
 }
 
 impl Sysctl {
     /// Those of the namespace that the thread is in now; they stay those of that namespace.
     pub(super) fn open() -> Result<Self, Error> {
-        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-        let dir = rustix::fs::open(DIRECTORY, flags, Mode::empty());
-        dir.map(|dir| Self { dir }).map_err(|error| Error::kernel(format!("open {DIRECTORY}"), error))
+        let open = |branch: &str| {
+            let path = format!("{DIRECTORY}/{branch}");
+            let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+            rustix::fs::open(&path, flags, Mode::empty()).map_err(|error| Error::kernel(format!("open {path}"), error))
+        };
+        let ipv6 = match open("ipv6") {
+            Err(error) if error.errno() == Some(libc::ENOENT) => None,
+            result => Some(result?),
+        };
+        Ok(Self { ipv4: open("ipv4")?, ipv6 })
     }
 
     /// Reads a setting, such as `ipv4/ip_forward`, as a number.
@@ -51,13 +59,24 @@ impl Sysctl {
         if self.get(name)? < value { self.set(name, value) } else { Ok(()) }
     }
 
-    /// True when the kernel has the setting at all; without IPv6 it lacks a whole branch.
+    /// True when the kernel has the setting at all, and shows it in this namespace.
     pub(super) fn has(&self, name: &str) -> bool {
-        rustix::fs::accessat(&self.dir, name, Access::EXISTS, AtFlags::empty()).is_ok()
+        self.split(name).is_ok_and(|(dir, rest)| rustix::fs::accessat(dir, rest, Access::EXISTS, AtFlags::empty()).is_ok())
     }
 
     fn file(&self, name: &str, flags: OFlags) -> io::Result<File> {
-        let file = rustix::fs::openat(&self.dir, name, flags | OFlags::CLOEXEC, Mode::empty())?;
+        let (dir, rest) = self.split(name)?;
+        let file = rustix::fs::openat(dir, rest, flags | OFlags::CLOEXEC, Mode::empty())?;
         Ok(File::from(file))
+    }
+
+    /// The open directory that a setting is below, and its name from there.
+    fn split<'a>(&self, name: &'a str) -> io::Result<(&OwnedFd, &'a str)> {
+        let found = match name.split_once('/') {
+            Some(("ipv4", rest)) => Some((&self.ipv4, rest)),
+            Some(("ipv6", rest)) => self.ipv6.as_ref().map(|dir| (dir, rest)),
+            _ => None,
+        };
+        found.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }

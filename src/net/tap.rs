@@ -21,6 +21,7 @@ mod ioctl {
 
 /// Makes a TAP in the thread's namespace that stays until the namespace goes.
 pub(super) fn create(name: &str) -> Result<(), Error> {
+    let _not_copied = crate::forks::none();
     let device = attach(name)?;
     // SAFETY: the descriptor is open and the argument is a number.
     unsafe { ioctl::set_persistent(device.as_raw_fd(), 1) }

@@ -111,7 +111,12 @@ fn start(plan: Plan) -> Result<Spawned, Error> {
     command.args(arguments).current_dir("/").stdin(Stdio::null()).stdout(output).stderr(mirror);
     // SAFETY: `isolate` makes system calls only, does not allocate and takes no lock.
     unsafe { command.pre_exec(isolate) };
-    let mut child = command.spawn().map_err(|source| refusal(binary, source))?;
+    // Returns when the program is executed.
+    let spawned = {
+        let _alone = crate::forks::one();
+        command.spawn()
+    };
+    let mut child = spawned.map_err(|source| refusal(binary, source))?;
     Spawned::of(&child).inspect_err(|_| {
         // Without identity and descriptor the process cannot be handed on.
         let _ = child.kill();

@@ -40,7 +40,8 @@ async fn a_namespace_has_all_that_is_promised() {
         inside(&namespace, move || std::fs::read_to_string(path).unwrap().trim().to_owned())
     };
     for (name, value) in [
-        ("ipv4/ip_forward", "1"),
+        ("ipv4/conf/tap0/forwarding", "1"),
+        ("ipv4/conf/eth0/forwarding", "1"),
         ("ipv4/conf/all/rp_filter", "1"),
         ("ipv4/conf/tap0/rp_filter", "1"),
         ("ipv4/conf/tap0/send_redirects", "0"),
