@@ -61,7 +61,8 @@ impl Sysctl {
 
     /// True when the kernel has the setting at all, and shows it in this namespace.
     pub(super) fn has(&self, name: &str) -> bool {
-        self.split(name).is_ok_and(|(dir, rest)| rustix::fs::accessat(dir, rest, Access::EXISTS, AtFlags::empty()).is_ok())
+        self.split(name)
+            .is_ok_and(|(dir, rest)| rustix::fs::accessat(dir, rest, Access::EXISTS, AtFlags::empty()).is_ok())
     }
 
     fn file(&self, name: &str, flags: OFlags) -> io::Result<File> {
