@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use actix::{Actor, Context, Handler};
+use tokio::sync::watch;
 
 use super::{Deaths, ended};
 use crate::ids::SandboxId;
@@ -17,6 +18,16 @@ pub struct Route {
     pub run: u64,
     /// Its namespace.
     pub netns: Namespace,
+    /// The sender is dropped when the route is closed.
+    open: watch::Receiver<()>,
+}
+
+impl Route {
+    /// Resolves when the route is closed: connections made by it must end then.
+    pub fn closed(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut open = self.open.clone();
+        async move { while open.changed().await.is_ok() {} }
+    }
 }
 
 /// All routes; cheap to clone, shared with the HTTP workers.
@@ -35,13 +46,14 @@ impl Routes {
 #[derive(Debug)]
 pub struct ProxyActor {
     routes: Routes,
+    open: HashMap<SandboxId, watch::Sender<()>>,
     deaths: Deaths,
 }
 
 impl ProxyActor {
     /// An actor that writes this table.
     pub fn new(routes: Routes, deaths: Deaths) -> Self {
-        Self { routes, deaths }
+        Self { routes, open: HashMap::new(), deaths }
     }
 }
 
@@ -57,7 +69,9 @@ impl Handler<OpenRoute> for ProxyActor {
     type Result = ();
 
     fn handle(&mut self, open: OpenRoute, _: &mut Self::Context) {
-        let route = Route { run: open.run, netns: open.netns };
+        let sender = watch::Sender::new(());
+        let route = Route { run: open.run, netns: open.netns, open: sender.subscribe() };
+        self.open.insert(open.id.clone(), sender);
         self.routes.0.write().unwrap_or_else(PoisonError::into_inner).insert(open.id, route);
     }
 }
@@ -67,5 +81,6 @@ impl Handler<CloseRoute> for ProxyActor {
 
     fn handle(&mut self, close: CloseRoute, _: &mut Self::Context) {
         self.routes.0.write().unwrap_or_else(PoisonError::into_inner).remove(&close.id);
+        self.open.remove(&close.id);
     }
 }

@@ -19,7 +19,7 @@ use super::sandboxes::{find, sandbox_id};
 use super::{FromGuest, State, error};
 use crate::error::{ErrorCode, Failure, chain};
 use crate::ids::SandboxId;
-use guest::GuestStream;
+use guest::{GuestStream, Over};
 
 mod guest;
 mod headers;
@@ -53,7 +53,7 @@ pub async fn forward(request: HttpRequest, state: Data<State>, payload: Payload)
         Err(failure) => return error::answer(&request, &failure),
     };
     match connect(&state, &target.id).await {
-        Ok(stream) => exchange(&request, &state, payload, &target, stream).await,
+        Ok(guest) => exchange(&request, &state, payload, &target, guest).await,
         Err(Unreached::Refused(failure)) => return error::answer(&request, &failure),
         Err(Unreached::Broken(reason)) => Err(reason),
     }
@@ -70,10 +70,10 @@ enum Unreached {
     Broken(String),
 }
 
-async fn connect(state: &State, id: &SandboxId) -> Result<GuestStream, Unreached> {
+async fn connect(state: &State, id: &SandboxId) -> Result<(GuestStream, Over), Unreached> {
     let connected = GuestStream::connect(&state.routes, id).await;
-    if let Some(stream) = connected.map_err(|error| Unreached::Broken(chain(&error)))? {
-        return Ok(stream);
+    if let Some(guest) = connected.map_err(|error| Unreached::Broken(chain(&error)))? {
+        return Ok(guest);
     }
     // Only now, as it may have stopped meanwhile.
     let view = find(state, id).map_err(Unreached::Refused)?;
@@ -119,7 +119,7 @@ async fn exchange(
     state: &State,
     payload: Payload,
     target: &Target,
-    stream: GuestStream,
+    (stream, over): (GuestStream, Over),
 ) -> Result<HttpResponse, String> {
     let words = |error: hyper::Error| chain(&error);
     let (mut sender, connection) =
@@ -130,8 +130,8 @@ async fn exchange(
             debug!(sandbox = %id, error = %chain(&error), "a connection to the guest ended early");
         }
     });
-    let upgrade = headers::wants_upgrade(request.headers());
-    let (body, payload) = match headers::has_body(request.headers()) {
+    let upgrade = headers::wants_upgrade(request);
+    let (body, payload) = match headers::has_body(request) {
         true if !upgrade => (request_body(payload), None),
         _ => (Empty::new().map_err(|never| match never {}).boxed_unsync(), Some(payload)),
     };
@@ -139,7 +139,7 @@ async fn exchange(
     let outgoing = outgoing.body(body).map_err(|error| error.to_string())?;
     let response = sender.send_request(outgoing).await.map_err(words)?;
     match (response.status().as_u16(), payload) {
-        (101, Some(payload)) if upgrade => tunnel(response, payload).await,
+        (101, Some(payload)) if upgrade => tunnel(response, payload, over).await,
         _ => Ok(incoming(response)),
     }
 }
@@ -188,14 +188,20 @@ fn incoming(response: hyper::Response<Incoming>) -> HttpResponse {
 }
 
 /// After a 101 both sides speak whatever they like.
-async fn tunnel(mut response: hyper::Response<Incoming>, payload: Payload) -> Result<HttpResponse, String> {
+async fn tunnel(mut response: hyper::Response<Incoming>, payload: Payload, over: Over) -> Result<HttpResponse, String> {
     let upgraded = hyper::upgrade::on(&mut response).await.map_err(|error| chain(&error))?;
     let mut builder = HttpResponse::SwitchingProtocols();
     headers::to_client(&mut builder, response.headers());
     let protocol = response.headers().get(hyper::header::UPGRADE).and_then(|value| value.to_str().ok());
     builder.upgrade(protocol.unwrap_or("websocket"));
     let (read, write) = tokio::io::split(TokioIo::new(upgraded));
-    actix_web::rt::spawn(to_guest(payload, write));
+    actix_web::rt::spawn(async move {
+        tokio::select! {
+            () = to_guest(payload, write) => {}
+            // A guest that is gone takes nothing, and the kernel would try for a quarter of an hour.
+            () = over => {}
+        }
+    });
     Ok(builder.streaming(from_guest(read)))
 }
 

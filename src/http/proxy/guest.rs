@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::FutureExt;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, Shared};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -18,10 +18,6 @@ use crate::toolbox::PORT;
 
 /// A guest that runs accepts at once or not at all.
 const CONNECT: Duration = Duration::from_secs(5);
-/// How often a connection that waits for its guest looks whether the guest still runs. The tear-down
-/// of the network waits about as long for connections.
-const LOOK: Duration = Duration::from_millis(200);
-
 /// The connection.
 pub(super) struct GuestStream {
     stream: TcpStream,
@@ -29,23 +25,22 @@ pub(super) struct GuestStream {
     over: Option<BoxFuture<'static, ()>>,
 }
 
+/// Ready when the run is over; cheap to clone.
+pub(super) type Over = Shared<BoxFuture<'static, ()>>;
+
 impl GuestStream {
-    /// Connects to the toolbox of a sandbox that runs; `None` when it does not, or not any more.
-    pub async fn connect(routes: &Routes, id: &SandboxId) -> Result<Option<Self>, Error> {
+    /// Connects to the toolbox of a sandbox that runs; `None` when it does not, or not any more. Beside
+    /// the stream, what tells whoever waits on something else that the run is over.
+    pub async fn connect(routes: &Routes, id: &SandboxId) -> Result<Option<(Self, Over)>, Error> {
         let Some(route) = routes.get(id) else { return Ok(None) };
-        let mut over = over(routes.clone(), id.clone(), route.run).boxed();
+        let mut over = route.closed().boxed();
         tokio::select! {
             stream = route.netns.connect(net::guest(PORT), CONNECT) => {
-                Ok(Some(Self { stream: stream?, over: Some(over) }))
+                let told = route.closed().boxed().shared();
+                Ok(Some((Self { stream: stream?, over: Some(over) }, told)))
             }
             () = &mut over => Ok(None),
         }
-    }
-}
-
-async fn over(routes: Routes, id: SandboxId, run: u64) {
-    while routes.get(&id).is_some_and(|route| route.run == run) {
-        tokio::time::sleep(LOOK).await;
     }
 }
 

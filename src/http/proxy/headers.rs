@@ -1,6 +1,7 @@
 //! Which headers cross the proxy, and which end here (PROTOCOL.md 7; RFC 9110, 7.6.1).
 
-use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use actix_web::http::header::{self, HeaderName, HeaderValue};
+use actix_web::http::{Method, Version};
 use actix_web::{HttpMessage, HttpRequest, HttpResponseBuilder};
 
 use crate::http::auth::{Carrier, DAYTONA_AUTHORIZATION, Token};
@@ -21,16 +22,24 @@ const HOP_BY_HOP: [&str; 9] = [
 ];
 const FORWARDED_FOR: &str = "x-forwarded-for";
 
-/// Whether the client wants another protocol on this connection.
-pub(super) fn wants_upgrade(headers: &HeaderMap) -> bool {
+/// Whether the client wants a WebSocket on this connection. Other protocols, and an upgrade that comes
+/// with a body, are passed as ordinary requests, which the guest may answer as such.
+pub(super) fn wants_upgrade(request: &HttpRequest) -> bool {
+    let headers = request.headers();
     let mut options = headers.get_all(header::CONNECTION).flat_map(|value| options(value.as_bytes()));
-    headers.contains_key(header::UPGRADE) && options.any(|option| option == "upgrade")
+    let websocket = headers.get(header::UPGRADE).is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    websocket && options.any(|option| option == "upgrade") && !has_body(request)
 }
 
-/// Whether a body follows the head.
-pub(super) fn has_body(headers: &HeaderMap) -> bool {
-    headers.contains_key(header::TRANSFER_ENCODING)
-        || headers.get(header::CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0")
+/// Whether a body follows the head. HTTP/2, which TLS brings along, needs no header to announce one.
+pub(super) fn has_body(request: &HttpRequest) -> bool {
+    let headers = request.headers();
+    let silent = request.version() == Version::HTTP_2
+        && !matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    match headers.get(header::CONTENT_LENGTH) {
+        Some(length) => length.as_bytes() != b"0",
+        None => silent || headers.contains_key(header::TRANSFER_ENCODING),
+    }
 }
 
 /// The words of one `Connection` header, in lower case.
@@ -138,11 +147,17 @@ mod tests {
             let pair = |(name, value): &(&str, &str)| {
                 (HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap())
             };
-            wants_upgrade(&pairs.iter().map(pair).collect())
+            let mut request = actix_web::test::TestRequest::get();
+            for (name, value) in pairs.iter().map(pair) {
+                request = request.append_header((name, value));
+            }
+            wants_upgrade(&request.to_http_request())
         };
         assert!(wanted(&[("upgrade", "websocket"), ("connection", "keep-alive, Upgrade")]));
         assert!(wanted(&[("upgrade", "websocket"), ("connection", "keep-alive"), ("connection", "upgrade")]));
         assert!(!wanted(&[("upgrade", "websocket")]));
+        assert!(!wanted(&[("upgrade", "h2c"), ("connection", "upgrade")]));
+        assert!(!wanted(&[("upgrade", "websocket"), ("connection", "upgrade"), ("content-length", "3")]));
         assert!(!wanted(&[("connection", "upgrade")]));
         assert!(!wanted(&[("upgrade", "websocket"), ("connection", "upgrades")]));
     }
