@@ -174,7 +174,7 @@ fn mark(sandbox: &SandboxId) -> Result<Netlink, Error> {
 ///
 /// Two of them could be set for "all" links as well. But a write to `ip_forward` or `all/disable_ipv6` while
 /// somebody else has the kernel's routing lock is tried again and again without a pause, and when many
-/// sandboxes are made at once most of the processors' time went there. Those for new links take no lock.
+/// sandboxes are made at once that takes up to half of the time. Those for new links take no lock.
 fn settings() -> Result<bool, Error> {
     let sysctl = Sysctl::open()?;
     sysctl.set("ipv4/conf/default/forwarding", 1)?;
