@@ -1,5 +1,5 @@
 //! Carrying out one stage: store the intent if there is one to store, then do it, and say what came
-//! of it. Stages that only wait can be interrupted; the others are short and run to their end.
+//! of it. Stages that can take long can be interrupted; the others are short and run to their end.
 
 use std::path::PathBuf;
 use std::rc::Rc;
