@@ -225,8 +225,15 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         // VMMs outlive their runner on purpose; the ones of this test are told by their sockets.
-        for pid in leftovers::vmms(&self.path("sock")) {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        // A runner that was killed between fork and exec leaves one that is not known by its socket yet.
+        let mut quiet = 0;
+        while quiet < 5 {
+            let vmms = leftovers::vmms(&self.path("sock"));
+            quiet = if vmms.is_empty() { quiet + 1 } else { 0 };
+            for pid in vmms {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
         self.api.stop();
     }
