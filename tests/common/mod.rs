@@ -225,7 +225,8 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         // VMMs outlive their runner on purpose; the ones of this test are told by their sockets.
-        // A runner that was killed between fork and exec leaves one that is not known by its socket yet.
+        // A runner that was killed while it forked may leave one that is not known by its socket yet, so
+        // one empty look is not enough.
         let mut quiet = 0;
         while quiet < 5 {
             let vmms = leftovers::vmms(&self.path("sock"));
