@@ -159,8 +159,8 @@ id!(
     SnapshotRef,
     |text| {
         const KIND: &str = "snapshot";
-        check(KIND, text, 512, "letters, digits and '_', '-', '.', ':', '@', '+' in segments joined by '/'", |_, c| {
-            c.is_ascii_alphanumeric() || "_-.:@+/".contains(c)
+        check(KIND, text, 512, "letters, digits and '_', '-', '.', ':', '@', '+', '%' in segments joined by '/'", |at, c| {
+            c.is_ascii_alphanumeric() || "_-.:@+/".contains(c) || (c == '%' && escapes(text, at))
         })?;
         let mut count = 0;
         for segment in text.split('/') {
@@ -172,6 +172,37 @@ id!(
         Ok(())
     }
 );
+
+impl SnapshotRef {
+    /// The reference that stands for these texts, one segment each. What a segment cannot hold is percent-encoded, so
+    /// two different names never have the same reference, and none leads anywhere.
+    ///
+    /// # Errors
+    /// A text that is empty or, encoded, longer than a segment may be.
+    pub fn of<'a>(segments: impl IntoIterator<Item = &'a str>) -> Result<Self, Error> {
+        let encoded: Vec<String> = segments.into_iter().map(encode).collect();
+        encoded.join("/").parse()
+    }
+}
+
+/// Whether a `%` begins an escape as [`SnapshotRef::of`] writes it: two upper-case hex digits. It is never decoded.
+fn escapes(text: &str, at: usize) -> bool {
+    let digits = text.as_bytes().get(at + 1..at + 3);
+    digits.is_some_and(|digits| digits.iter().all(|digit| digit.is_ascii_digit() || (b'A'..=b'F').contains(digit)))
+}
+
+fn encode(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for (at, byte) in text.bytes().enumerate() {
+        let plain = byte.is_ascii_alphanumeric() || b"_-:@+".contains(&byte) || (byte == b'.' && at > 0);
+        if plain {
+            encoded.push(byte.into());
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
 
 #[cfg(test)]
 mod tests {
@@ -202,10 +233,27 @@ mod tests {
 
     #[test]
     fn snapshot_refs_cannot_leave_their_directory() {
-        for good in ["ubuntu-base.1", "org/name", "reg.local:5000/daytona/ubuntu:22.04"] {
+        for good in ["ubuntu-base.1", "org/name", "reg.local:5000/daytona/ubuntu:22.04", "org/my%20snap"] {
             assert!(good.parse::<SnapshotRef>().is_ok(), "{good:?} must be accepted");
         }
-        for bad in ["", "/", "/etc", "a//b", "a/../b", "..", ".", "a/.hidden", "a b", "a$b", "a\0", &"a/".repeat(40)] {
+        for bad in [
+            "",
+            "/",
+            "/etc",
+            "a//b",
+            "a/../b",
+            "..",
+            ".",
+            "a/.hidden",
+            "a b",
+            "a$b",
+            "a\0",
+            "a%2fb",
+            "a%",
+            "a%2",
+            "a%zz",
+            &"a/".repeat(40),
+        ] {
             assert!(bad.parse::<SnapshotRef>().is_err(), "{bad:?} must be refused");
         }
     }

@@ -7,8 +7,9 @@
 //! | [`sandbox`], [`jobs`] | decisions: state machine, recovery, admission, job journal; no I/O |
 //! | [`actors`], [`messages`] | who owns what, and the vocabulary between them |
 //! | [`ports`] | the traits behind which all effects happen |
-//! | [`forks`] | what a fork must not copy |
-//! | [`hypervisor`], [`net`], [`disk`], [`store`], [`control_plane`], [`toolbox`] | the effects |
+//! | [`fork`] | decisions of a live fork: which recipe, what the capture is; no I/O |
+//! | [`forks`] | what a fork(2) must not copy |
+//! | [`hypervisor`], [`net`], [`disk`], [`memory`], [`snapshots`], [`store`], [`control_plane`], [`toolbox`] | the effects |
 //! | [`http`] | the runner's own API and the way into the guests |
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
@@ -20,16 +21,19 @@ pub mod config;
 pub mod control_plane;
 pub mod disk;
 pub mod error;
+pub mod fork;
 pub mod forks;
 pub mod host;
 pub mod http;
 pub mod hypervisor;
 pub mod ids;
 pub mod jobs;
+pub mod memory;
 pub mod messages;
 pub mod net;
 pub mod ports;
 pub mod sandbox;
+pub mod snapshots;
 pub mod store;
 pub mod telemetry;
 pub mod toolbox;

@@ -7,7 +7,9 @@ use std::time::Duration;
 use crate::control_plane::ControlPlane;
 use crate::disk::Disks;
 use crate::hypervisor::Hypervisor;
+use crate::memory::Memory;
 use crate::net::Network;
+use crate::snapshots::Snapshots;
 use crate::store::Store;
 use crate::toolbox::Toolbox;
 
@@ -18,6 +20,10 @@ pub struct Ports {
     pub network: Rc<dyn Network>,
     /// Root disks and seeds.
     pub disks: Rc<dyn Disks>,
+    /// Guest memory.
+    pub memory: Rc<dyn Memory>,
+    /// Snapshots on this host.
+    pub snapshots: Rc<dyn Snapshots>,
     /// VMM processes.
     pub hypervisor: Rc<dyn Hypervisor>,
     /// The daemon inside the guest.

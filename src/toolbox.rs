@@ -1,6 +1,8 @@
 //! The daemon inside the guest (PROTOCOL.md 9), as far as starting a sandbox needs it: is it up, which
 //! version is it, and here is its token. What users send to it goes through [`crate::http::proxy`].
 
+mod renew;
+
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::error::{Certainty, ErrorCode, Failure};
+use crate::ids::SandboxId;
 use crate::net::{self, Namespace};
 
 /// Port of the toolbox daemon in every guest.
@@ -40,6 +43,24 @@ pub trait Toolbox {
 
     /// `POST /init` with the sandbox's token.
     fn init<'a>(&'a self, netns: &'a Namespace, token: &'a str) -> LocalBoxFuture<'a, Result<(), Failure>>;
+
+    /// Gives a guest that woke up as a copy of another one an identity of its own, and waits until it has confirmed
+    /// that: the hook `runner-ch-identity` in the guest, run through the daemon (docs/identity.md). An error says why it
+    /// is not confirmed; a guest without the hook is one.
+    fn renew<'a>(&'a self, netns: &'a Namespace, renewal: &'a Renewal) -> LocalBoxFuture<'a, Result<(), Failure>>;
+}
+
+/// What makes a copied guest another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Renewal {
+    /// The new sandbox: host name, and what the hook's confirmation repeats.
+    pub sandbox: SandboxId,
+    /// New machine id (machine-id(5)).
+    pub machine_id: [u8; 16],
+    /// For the kernel's random generator, from the host's.
+    pub entropy: [u8; 64],
+    /// The time, in nanoseconds since 1970.
+    pub unix_nanos: u128,
 }
 
 /// The daemon, reached through a socket made in the sandbox's namespace.
@@ -52,29 +73,35 @@ enum Error {
     Connect(#[source] net::Error),
     #[error("cannot set up the connection to the guest")]
     Linger(#[source] std::io::Error),
-    #[error("the guest's daemon did not answer {call} within {} s", TRY.as_secs())]
-    Slow { call: &'static str },
+    #[error("the guest's daemon did not answer {call} within {:.1} s", patience.as_secs_f64())]
+    Slow { call: &'static str, patience: Duration },
     #[error("the guest's daemon broke off {call}")]
     Broken { call: &'static str, source: hyper::Error },
     #[error("the guest's daemon answered {call} with status {status}")]
     Status { call: &'static str, status: StatusCode },
-    #[error("the guest's daemon answered {call} with something that is not a version")]
-    Answer { call: &'static str },
+    #[error("the guest's daemon answered {call} with something that is not {expected}")]
+    Answer { call: &'static str, expected: &'static str },
     #[error("cannot make the request for {call}")]
     Request { call: &'static str, source: hyper::http::Error },
 }
 
-const VERSION: &str = "GET /version";
-const INIT: &str = "POST /init";
-
-async fn call(
-    netns: &Namespace,
+/// A request to the daemon. Its name is method and path.
+struct Call {
     name: &'static str,
     method: Method,
     path: &'static str,
     body: Bytes,
-    connect: Duration,
-) -> Result<Bytes, Error> {
+    /// How long the answer may take, once connected.
+    patience: Duration,
+}
+
+const VERSION: &str = "GET /version";
+const INIT: &str = "POST /init";
+/// What an answer should have been.
+const A_VERSION: &str = "a version";
+
+async fn call(netns: &Namespace, call: Call, connect: Duration) -> Result<Bytes, Error> {
+    let Call { name, method, path, body, patience } = call;
     let stream = netns.connect(net::guest(PORT), connect).await.map_err(Error::Connect)?;
     // Closed by a reset: a farewell that the guest does not live to answer would hold the namespace.
     stream.set_zero_linger().map_err(Error::Linger)?;
@@ -95,7 +122,8 @@ async fn call(
                 return Err(Error::Status { call: name, status: response.status() });
             }
             let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await;
-            body.map(|body| body.to_bytes()).map_err(|_| Error::Answer { call: name })
+            let expected = "a short answer";
+            body.map(|body| body.to_bytes()).map_err(|_| Error::Answer { call: name, expected })
         };
         // The connection has to be polled for the answer to arrive; it ends with this exchange.
         tokio::select! {
@@ -103,16 +131,18 @@ async fn call(
             Err(source) = connection => Err(Error::Broken { call: name, source }),
         }
     };
-    timeout(TRY, exchange).await.unwrap_or(Err(Error::Slow { call: name }))
+    timeout(patience, exchange).await.unwrap_or(Err(Error::Slow { call: name, patience }))
 }
 
 async fn version(netns: &Namespace, connect: Duration) -> Result<String, Error> {
-    let body = call(netns, VERSION, Method::GET, "/version", Bytes::new(), connect).await?;
-    let answer: serde_json::Value = serde_json::from_slice(&body).map_err(|_| Error::Answer { call: VERSION })?;
+    let ask = Call { name: VERSION, method: Method::GET, path: "/version", body: Bytes::new(), patience: TRY };
+    let body = call(netns, ask, connect).await?;
+    let wrong = || Error::Answer { call: VERSION, expected: A_VERSION };
+    let answer: serde_json::Value = serde_json::from_slice(&body).map_err(|_| wrong())?;
     match answer.get("version").and_then(|version| version.as_str()) {
         // The guest is not trusted: no control characters get into the API's database.
         Some(version) => Ok(version.chars().filter(|c| !c.is_control()).take(128).collect()),
-        None => Err(Error::Answer { call: VERSION }),
+        None => Err(wrong()),
     }
 }
 
@@ -158,10 +188,16 @@ impl Toolbox for GuestToolbox {
         wait(netns, patience).boxed_local()
     }
 
+    fn renew<'a>(&'a self, netns: &'a Namespace, renewal: &'a Renewal) -> LocalBoxFuture<'a, Result<(), Failure>> {
+        async move { renew::renew(netns, renewal, renew::PATIENCE).await.map_err(Failure::from) }.boxed_local()
+    }
+
     fn init<'a>(&'a self, netns: &'a Namespace, token: &'a str) -> LocalBoxFuture<'a, Result<(), Failure>> {
         async move {
             let body = serde_json::json!({ "token": token }).to_string();
-            call(netns, INIT, Method::POST, "/init", Bytes::from(body), TRY)
+            let body = Bytes::from(body);
+            let order = Call { name: INIT, method: Method::POST, path: "/init", body, patience: TRY };
+            call(netns, order, TRY)
                 .await
                 .map(drop)
                 .map_err(|error| Failure::from_error(ErrorCode::Internal, Certainty::Unknown, &error))

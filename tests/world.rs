@@ -5,7 +5,7 @@ use std::time::Duration;
 use runner_ch::actors::{JobPollerActor, job_poller};
 use runner_ch::error::ErrorCode;
 use runner_ch::hypervisor::Exit;
-use runner_ch::sandbox::Ask;
+use runner_ch::sandbox::{Ask, StopMode};
 
 #[path = "world/mod.rs"]
 mod fakes;
@@ -43,7 +43,7 @@ fn every_failing_stage_of_a_create_is_undone() {
 fn every_failing_stage_of_a_start_leaves_a_stopped_sandbox() {
     Machine::new().life(async |world: World| {
         world.create("box").await.unwrap();
-        world.ask("box", Ask::Stop { force: false }).await.unwrap();
+        world.ask("box", Ask::Stop(StopMode::Shutdown)).await.unwrap();
         for effect in ["network", "launch", "create", "boot", "ready"] {
             world.host.twist(effect, Twist::Fails, 1);
             world.ask("box", Ask::Start).await.unwrap_err();
@@ -71,7 +71,10 @@ fn an_actor_that_panics_in_any_stage_is_rebuilt_and_the_caller_gets_the_answer()
         Machine::new().life(async |world: World| {
             world.create("box").await.unwrap();
             world.host.twist(effect, Twist::Panics, 1);
-            world.ask("box", Ask::Stop { force: false }).await.unwrap_or_else(|failure| panic!("{effect}: {failure}"));
+            world
+                .ask("box", Ask::Stop(StopMode::Shutdown))
+                .await
+                .unwrap_or_else(|failure| panic!("{effect}: {failure}"));
             assert_eq!(world.state("box").as_deref(), Some("stopped"), "after a panic in {effect}");
             world.ask("box", Ask::Destroy).await.unwrap();
             world.host.assert_nothing_left();
@@ -95,7 +98,7 @@ fn a_panic_beside_a_running_vm_does_not_touch_it() {
         assert_eq!(world.host.0.borrow().vmms["box"].known, known, "the same VMM");
         assert_eq!(world.host.count("launch"), 2, "nothing was started again");
         assert!(world.routes.get(&"box".parse().unwrap()).is_some(), "and it can be reached");
-        world.ask("box", Ask::Stop { force: false }).await.unwrap();
+        world.ask("box", Ask::Stop(StopMode::Shutdown)).await.unwrap();
     });
 }
 
@@ -138,6 +141,7 @@ fn a_long_job_says_that_it_is_alive_and_each_time_something_new() {
         let _poller = JobPollerActor::start_with(
             world.ports.clone(),
             orders,
+            world.forks.clone(),
             settings,
             Vec::new(),
             tokio::sync::mpsc::unbounded_channel().0,
@@ -217,9 +221,9 @@ fn whatever_a_crash_interrupts_is_finished_or_taken_back_by_the_next_start() {
 #[test]
 fn an_interrupted_stop_or_destroy_is_finished_by_the_next_start() {
     let cases = [
-        ("power_button", Ask::Stop { force: false }),
-        ("end", Ask::Stop { force: true }),
-        ("unplug", Ask::Stop { force: true }),
+        ("power_button", Ask::Stop(StopMode::Shutdown)),
+        ("end", Ask::Stop(StopMode::Kill)),
+        ("unplug", Ask::Stop(StopMode::Kill)),
         ("end", Ask::Destroy),
         ("unplug", Ask::Destroy),
         ("erase", Ask::Destroy),

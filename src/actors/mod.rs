@@ -6,8 +6,10 @@
 //!   readers ──► Views, Routes (shared tables, no mailbox)
 //! ```
 //!
-//! A live fork will be an actor beside them that speaks to two VmActors.
+//! ForkActor stands between those who want copies and the supervisor: it has the copies made ready, then the source
+//! captured, once for all who wait.
 
+pub mod fork;
 pub mod job_poller;
 pub mod proxy;
 pub mod reporter;
@@ -23,6 +25,7 @@ fn ended(deaths: &Deaths, who: &'static str) {
     let _ = deaths.send(who);
 }
 
+pub use fork::ForkActor;
 pub use job_poller::JobPollerActor;
 pub use proxy::{ProxyActor, Routes};
 pub use reporter::ReporterActor;

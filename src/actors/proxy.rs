@@ -69,6 +69,10 @@ impl Handler<OpenRoute> for ProxyActor {
     type Result = ();
 
     fn handle(&mut self, open: OpenRoute, _: &mut Self::Context) {
+        // The same run goes on behind a new VMM: what is connected stays connected.
+        if self.routes.get(&open.id).is_some_and(|route| route.run == open.run) {
+            return;
+        }
         let sender = watch::Sender::new(());
         let route = Route { run: open.run, netns: open.netns, open: sender.subscribe() };
         self.open.insert(open.id.clone(), sender);

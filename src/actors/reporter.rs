@@ -183,7 +183,7 @@ fn difference(local: Option<&View>) -> Option<StateUpdate> {
     };
     match local.state {
         _ if !local.settled => None,
-        WireState::Started | WireState::Unknown => None,
+        WireState::Started | WireState::Paused | WireState::Unknown => None,
         WireState::Error => {
             Some(StateUpdate::error(local.error.clone().unwrap_or_else(|| "its tear-down failed".to_owned()), false))
         }

@@ -16,7 +16,9 @@ use tracing::{error, info, warn};
 use crate::actors::reporter::{self, Seen};
 use crate::actors::supervisor::Plan;
 use crate::actors::vm::Settings;
-use crate::actors::{Deaths, JobPollerActor, ProxyActor, ReporterActor, Routes, SupervisorActor, job_poller};
+use crate::actors::{
+    Deaths, ForkActor, JobPollerActor, ProxyActor, ReporterActor, Routes, SupervisorActor, job_poller,
+};
 use crate::config::Config;
 use crate::control_plane::{AwcControlPlane, Deadlines, ServiceHealth};
 use crate::disk::FileDisks;
@@ -24,12 +26,14 @@ use crate::error::{Failure, chain};
 use crate::host::{HostMetrics, Identity, LinuxHost, default_domain};
 use crate::http::{Recovered, State, Token};
 use crate::hypervisor::CloudHypervisor;
+use crate::memory::FileMemory;
 use crate::messages::jobs::StopPolling;
 use crate::messages::supervisor::{Drain, Recover};
 use crate::net::{LinuxNetwork, SlotPool};
 use crate::ports::Ports;
 use crate::sandbox::Views;
 use crate::sandbox::admission::Defaults;
+use crate::snapshots::FileSnapshots;
 use crate::store::SledStore;
 use crate::toolbox::GuestToolbox;
 
@@ -135,6 +139,8 @@ fn ports(config: &Config, store: SledStore) -> Result<Ports, StartError> {
     Ok(Ports {
         network: Rc::new(network),
         disks: Rc::new(disks),
+        memory: Rc::new(FileMemory::open(&config.paths.sandboxes)?),
+        snapshots: Rc::new(FileSnapshots::open(&config.paths.snapshots)?),
         hypervisor: Rc::new(CloudHypervisor::new(crate::hypervisor::launch::Settings::new(&config.ch_binary))),
         toolbox: Rc::new(GuestToolbox),
         store: Rc::new(store),
@@ -156,6 +162,10 @@ fn plan(config: &Config, ports: Ports, host: &LinuxHost) -> Result<Plan, StartEr
             daemon_start_timeout: config.daemon_start_timeout,
             sandbox_start_timeout: config.sandbox_start_timeout,
             stop_timeout: config.stop_timeout,
+            stop_mode: config.stop_mode,
+            memory: config.memory,
+            identity: config.fork_identity,
+            max_vcpus: snapshot.cpus.min(255),
         },
         defaults: Defaults {
             vcpus: config.defaults.vcpus,
@@ -189,8 +199,15 @@ async fn start(config: &Config, deaths: &Deaths) -> Result<Running, StartError> 
     let proxy = ProxyActor::new(routes.clone(), deaths.clone()).start();
     let supervisor =
         SupervisorActor::start_with(plan(config, ports.clone(), &host)?, views.clone(), proxy, deaths.clone());
+    let forks = ForkActor::start_with(
+        ports.clone(),
+        supervisor.clone().recipient(),
+        supervisor.clone().recipient(),
+        deaths.clone(),
+    );
     let state = State {
         supervisor: supervisor.clone(),
+        forks: forks.clone(),
         views: views.clone(),
         routes,
         seen: seen.clone(),
@@ -214,6 +231,7 @@ async fn start(config: &Config, deaths: &Deaths) -> Result<Running, StartError> 
     let poller = JobPollerActor::start_with(
         ports.clone(),
         supervisor.clone().recipient(),
+        forks,
         job_poller::Settings {
             poll_timeout: config.api.poll_timeout,
             poll_limit: config.api.poll_limit,

@@ -9,7 +9,10 @@ use super::problem::Problems;
 use super::raw::Raw;
 use super::reader::Reader;
 use super::{Api, Config, Defaults, Http, LogConfig, LogFormat, Network, Paths, Secret, Tls, absent, host};
+use crate::actors::vm::IdentityPolicy;
 use crate::disk::StrategySetting;
+use crate::fork::plan::MemorySetting;
+use crate::sandbox::StopMode;
 use crate::telemetry;
 
 /// Tokens shorter than this are warned of.
@@ -53,6 +56,9 @@ fn config(r: &mut Reader) -> Option<Config> {
     let stop_timeout = seconds(r, "RUNNER_STOP_TIMEOUT_SEC", Duration::ZERO, HOUR);
     let drain_timeout = drain_timeout(r);
     let disk_strategy = r.parse("RUNNER_DISK_STRATEGY", disk_strategy);
+    let memory = r.parse("RUNNER_MEMORY", memory);
+    let stop_mode = r.parse("RUNNER_STOP_MODE", stop_mode);
+    let fork_identity = r.parse("RUNNER_FORK_IDENTITY", fork_identity);
     let max_starting = r.parse("RUNNER_MAX_STARTING", max_starting);
     Some(Config {
         api: api?,
@@ -68,6 +74,9 @@ fn config(r: &mut Reader) -> Option<Config> {
         stop_timeout: stop_timeout?,
         drain_timeout: drain_timeout?,
         disk_strategy: disk_strategy?,
+        memory: memory?,
+        stop_mode: stop_mode?,
+        fork_identity: fork_identity?,
         max_starting: max_starting?,
         log: log?,
         warnings: Vec::new(),
@@ -271,6 +280,33 @@ fn drain_timeout(r: &mut Reader) -> Option<Duration> {
         );
     }
     Some(timeout)
+}
+
+fn memory(text: &str) -> Result<MemorySetting, String> {
+    match text {
+        "private" => Ok(MemorySetting::Private),
+        "shared" => Ok(MemorySetting::Shared),
+        "file" => Ok(MemorySetting::File),
+        _ => Err("private, shared or file".to_owned()),
+    }
+}
+
+fn stop_mode(text: &str) -> Result<StopMode, String> {
+    match text {
+        "checkpoint" => Ok(StopMode::Checkpoint),
+        "shutdown" => Ok(StopMode::Shutdown),
+        "kill" => Ok(StopMode::Kill),
+        _ => Err("checkpoint, shutdown or kill".to_owned()),
+    }
+}
+
+fn fork_identity(text: &str) -> Result<IdentityPolicy, String> {
+    match text {
+        "require" => Ok(IdentityPolicy::Require),
+        "request" => Ok(IdentityPolicy::Request),
+        "off" => Ok(IdentityPolicy::Off),
+        _ => Err("require, request or off".to_owned()),
+    }
 }
 
 fn disk_strategy(text: &str) -> Result<StrategySetting, String> {

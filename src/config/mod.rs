@@ -8,9 +8,12 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::actors::vm::IdentityPolicy;
 use crate::disk::StrategySetting;
+use crate::fork::plan::MemorySetting;
 use crate::ids::LinkName;
 use crate::net::addresses::Ipv4Net;
+use crate::sandbox::StopMode;
 
 mod absent;
 mod check;
@@ -166,6 +169,12 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// How root disks are made.
     pub disk_strategy: StrategySetting,
+    /// What guest memory is made of.
+    pub memory: MemorySetting,
+    /// How a sandbox is stopped when nobody says how.
+    pub stop_mode: StopMode,
+    /// Whether a copied guest must be given an identity of its own.
+    pub fork_identity: IdentityPolicy,
     /// Sandboxes that may be created or started at the same time, at least 1.
     pub max_starting: usize,
     /// Logging.

@@ -5,23 +5,22 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use super::flight::locked;
-use super::header::{Bad, Header, MAGIC};
+use super::header::{Backing, Bad, Header, MAGIC};
 use super::lock::lock_shared;
+use super::open::{Trust, open};
 use super::{Error, Format};
 use crate::ids::SnapshotRef;
 
 /// Longest chain of images: the hypervisor stops at ten levels, and the overlay is one of them.
-const LONGEST_CHAIN: usize = 8;
+pub(super) const LONGEST_CHAIN: usize = 8;
 /// How many images' tables are remembered as checked.
 const REMEMBERED: usize = 4096;
 
@@ -100,15 +99,6 @@ fn hex(digest: &[u8]) -> String {
     digest.iter().take(12).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Where images may lie.
-#[derive(Debug, Clone, Copy)]
-enum Trust<'a> {
-    /// The operator named the file: it may be anywhere.
-    Operator,
-    /// A snapshot: it and its backing files stay below this directory.
-    Beneath(&'a Path),
-}
-
 /// The bases of this host.
 #[derive(Debug)]
 pub(super) struct Catalog {
@@ -133,12 +123,23 @@ impl Catalog {
         }
     }
 
-    /// Opens a base again by the path that an earlier life of the runner found.
+    /// Opens a base or a layer again by the path that was found before; a snapshot's image stays one.
     pub(super) fn reopen(&self, path: &Path) -> Result<Base, Error> {
-        match open(path, Trust::Operator).map_err(Error::io("open the base image", path))? {
-            Some((file, path)) => self.chain(file, path, Trust::Operator),
+        let beneath = path.starts_with(&self.snapshots);
+        let trust = if beneath { Trust::Beneath(&self.snapshots) } else { Trust::Operator };
+        self.open_chain(path, trust, LONGEST_CHAIN)
+    }
+
+    /// Opens an image that the runner itself has made, to which nobody writes any more, and its chain.
+    pub(super) fn open_own(&self, path: &Path) -> Result<Base, Error> {
+        self.open_chain(path, Trust::Operator, LONGEST_CHAIN + 1)
+    }
+
+    fn open_chain(&self, path: &Path, trust: Trust<'_>, longest: usize) -> Result<Base, Error> {
+        match open(path, trust).map_err(|source| outside_or(source, path, &self.snapshots))? {
+            Some((file, path)) => self.chain(file, path, trust, longest),
             None => Err(Error::BaseMissing {
-                wanted: "the base image of a known sandbox".into(),
+                wanted: "an image that a known sandbox's disk stands on".into(),
                 tried: vec![path.to_owned()],
                 remedy: "put the file back: the sandbox's disk is unusable without it",
             }),
@@ -149,7 +150,7 @@ impl Catalog {
         let tried: Vec<_> = std::iter::once(self.configured.clone()).chain(other_layout(&self.configured)).collect();
         for path in &tried {
             if let Some((file, path)) = open(path, Trust::Operator).map_err(Error::io("open the base image", path))? {
-                return self.chain(file, path, Trust::Operator);
+                return self.chain(file, path, Trust::Operator, LONGEST_CHAIN);
             }
         }
         Err(Error::BaseMissing {
@@ -167,7 +168,7 @@ impl Catalog {
             .collect();
         for path in &tried {
             match open(path, trust) {
-                Ok(Some((file, path))) => return self.chain(file, path, trust),
+                Ok(Some((file, path))) => return self.chain(file, path, trust, LONGEST_CHAIN),
                 Ok(None) => {}
                 Err(source) => return Err(outside_or(source, path, &self.snapshots)),
             }
@@ -180,13 +181,13 @@ impl Catalog {
     }
 
     /// Checks the image and follows its backing files.
-    fn chain(&self, file: File, path: PathBuf, trust: Trust<'_>) -> Result<Base, Error> {
+    fn chain(&self, file: File, path: PathBuf, trust: Trust<'_>, longest: usize) -> Result<Base, Error> {
         let (top, mut next) = self.inspect(file, path, None)?;
         let mut below: Vec<Image> = Vec::new();
         while let Some((name, format)) = next {
             let above = below.last().unwrap_or(&top);
-            if below.len() + 1 >= LONGEST_CHAIN {
-                return Err(invalid(&top.path, format!("it has more than {LONGEST_CHAIN} images in its chain")));
+            if below.len() + 1 >= longest {
+                return Err(invalid(&top.path, format!("it has more than {longest} images in its chain")));
             }
             let path = above.path.parent().unwrap_or(Path::new("/")).join(&name);
             let opened = match (open(&path, trust), trust) {
@@ -247,8 +248,6 @@ impl Catalog {
     }
 }
 
-type Backing = Option<(String, Option<Format>)>;
-
 fn invalid(path: &Path, why: impl Into<String>) -> Error {
     Error::BaseInvalid { path: path.to_owned(), why: why.into() }
 }
@@ -292,42 +291,6 @@ fn raw_size(path: &Path, length: u64) -> Result<u64, Error> {
         }
         length => Ok(length),
     }
-}
-
-/// Opens a regular file and tells where it really is; `None` when nothing has that name.
-fn open(path: &Path, trust: Trust<'_>) -> io::Result<Option<(File, PathBuf)>> {
-    // A FIFO must not block the open; for regular files the flag has no meaning.
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let opened = match trust {
-        Trust::Operator => rustix::fs::openat(CWD, path, flags, Mode::empty()),
-        Trust::Beneath(root) => open_beneath(root, path, flags),
-    };
-    let file = match opened {
-        Ok(descriptor) => File::from(descriptor),
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
-    }
-    let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
-    Ok(Some((file, path)))
-}
-
-fn open_beneath(root: &Path, path: &Path, flags: OFlags) -> Result<rustix::fd::OwnedFd, Errno> {
-    let Ok(below) = path.strip_prefix(root) else {
-        return Err(Errno::XDEV);
-    };
-    let directory = rustix::fs::openat(CWD, root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-    // EAGAIN: a rename somewhere went on at the same time and the kernel could not be sure.
-    for _ in 0..32 {
-        match rustix::fs::openat2(&directory, below, flags, Mode::empty(), resolve) {
-            Err(Errno::AGAIN) => {}
-            answer => return answer,
-        }
-    }
-    Err(Errno::AGAIN)
 }
 
 /// `N` of `…/N/disk.{qcow2,raw}` and `…/N.{qcow2,raw}`.

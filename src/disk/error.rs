@@ -102,6 +102,71 @@ pub enum Error {
         /// The processes that hold the lock, as far as they can be seen.
         holder: String,
     },
+    /// A qcow2 disk cannot be frozen beside its VMM.
+    #[error(
+        "the qcow2 disk {path:?} cannot be frozen while its VMM lives, which has not written all of it; end the VMM \
+         and split the disk, or put the sandboxes on XFS or btrfs, where disks are raw"
+    )]
+    NotRaw {
+        /// The disk.
+        path: PathBuf,
+    },
+    /// Only qcow2 disks have layers.
+    #[error("the raw disk {path:?} has no layers and cannot be split; freeze it instead")]
+    NotLayered {
+        /// The disk.
+        path: PathBuf,
+    },
+    /// A disk has as many layers as it may have.
+    #[error("the disk {path:?} stands on {layers} layers, which is the most; they are being merged: try again")]
+    TooDeep {
+        /// The disk.
+        path: PathBuf,
+        /// Its layers.
+        layers: usize,
+    },
+    /// A merged layer does not fit a disk any more.
+    #[error(
+        "the disk {path:?} cannot be put on the merged layer {merged:?}: it does not replace the layers that the disk \
+         stands on now; merge again"
+    )]
+    Outdated {
+        /// The disk.
+        path: PathBuf,
+        /// The merged layer.
+        merged: PathBuf,
+    },
+    /// Disks only grow.
+    #[error(
+        "the disk {path:?} has {size} bytes and cannot have {wanted}: disks only grow; ask for at least {} GiB",
+        .size.div_ceil(1 << 30)
+    )]
+    Shrink {
+        /// The disk.
+        path: PathBuf,
+        /// Its virtual size in bytes.
+        size: u64,
+        /// The wanted size in bytes.
+        wanted: u64,
+    },
+    /// A path that is not where such a thing can be.
+    #[error("{path:?} is not {what} below {root:?}; nothing was done with it")]
+    Foreign {
+        /// What it would have to be.
+        what: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// Where it would have to be.
+        root: PathBuf,
+    },
+    /// A disk's chain of images cannot be followed, so nobody knows what it needs.
+    #[error("cannot tell what the disk {path:?} stands on: {why}")]
+    Chain {
+        /// The image that cannot be followed.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
     /// A field of the seed cannot be handed to the guest.
     #[error("{field} cannot be given to the guest: {why}")]
     Seed {
@@ -155,15 +220,22 @@ impl Error {
             return ErrorCode::NoSpace;
         }
         match self {
-            Self::Size { .. } | Self::Seed { .. } => ErrorCode::BadRequest,
+            Self::Size { .. } | Self::Seed { .. } | Self::Shrink { .. } => ErrorCode::BadRequest,
             Self::BaseMissing { .. } | Self::BaseOutside { .. } | Self::BaseInvalid { .. } | Self::TooSmall { .. } => {
                 ErrorCode::UnprocessableEntity
             }
-            Self::BaseChanged { .. } | Self::Locked { .. } => ErrorCode::Conflict,
+            Self::BaseChanged { .. }
+            | Self::Locked { .. }
+            | Self::NotRaw { .. }
+            | Self::NotLayered { .. }
+            | Self::TooDeep { .. }
+            | Self::Outdated { .. } => ErrorCode::Conflict,
             Self::Abandoned { .. } => ErrorCode::Interrupted,
             Self::Flatten { source, .. } => source.code(),
             Self::Settings { .. }
             | Self::NoReflink { .. }
+            | Self::Foreign { .. }
+            | Self::Chain { .. }
             | Self::Io { .. }
             | Self::Leftover { .. }
             | Self::Died { .. } => ErrorCode::Internal,

@@ -3,29 +3,21 @@
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::base::{Base, Image, path_key};
+use super::copy::{CHUNK, Check, Named, clone_or_copy, write_sparsely};
+use super::error::REMOVE;
+use super::flight::Flights;
+use super::{Error, Format};
 use futures::executor::block_on;
 use imago::file::File as ImagoFile;
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Mapping, StorageOpenOptions};
-use rustix::fs::SeekFrom;
-use rustix::io::Errno;
-
-use super::base::{Base, Image, path_key};
-use super::error::REMOVE;
-use super::flight::Flights;
-use super::raw::cannot_clone;
-use super::{Error, Format};
-
-/// Read and written at a time.
-const CHUNK: u64 = 1 << 20;
-/// Zeroes of this length and alignment stay holes.
-const BLOCK: usize = 4096;
 
 /// The flattened bases.
 pub(super) struct Flattened {
@@ -48,6 +40,11 @@ impl Flattened {
     /// Makes runs that are under way end soon.
     pub(super) fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// True once [`Self::stop`] was called.
+    pub(super) fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
     }
 
     /// The raw copy of a base, opened read-only; made now when there is none yet. Who asks while it is
@@ -93,68 +90,15 @@ impl Flattened {
         let out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
         let out = out.map_err(Error::io("create the raw copy", path))?;
         match base.top.format {
-            Format::Raw => self.copy_raw(&base.top, &out, path)?,
-            Format::Qcow2 => self.convert(base, &out, path)?,
+            Format::Raw => drop(clone_or_copy((&base.top.file, &base.top.path), (&out, path), &|| self.check())?),
+            Format::Qcow2 => convert(base, (&out, path), &|| self.check())?,
         }
         let finish = out.set_permissions(Permissions::from_mode(0o400)).and_then(|()| out.sync_all());
         finish.map_err(Error::io("finish the raw copy", path))
     }
 
-    fn copy_raw(&self, image: &Image, out: &File, path: &Path) -> Result<(), Error> {
-        match rustix::fs::ioctl_ficlone(out, &*image.file) {
-            Ok(()) => return Ok(()),
-            Err(errno) if cannot_clone(errno) => {}
-            Err(errno) => return Err(Error::io("clone the base image to", path)(errno)),
-        }
-        out.set_len(image.size).map_err(Error::io("set the size of", path))?;
-        let mut buffer = Vec::new();
-        let mut offset = 0;
-        while let Some((start, end)) = extent(&image.file, offset).map_err(Error::io("read", &image.path))? {
-            for start in (start..end).step_by(CHUNK as usize) {
-                self.check()?;
-                buffer.resize(CHUNK.min(end - start) as usize, 0);
-                image.file.read_exact_at(&mut buffer, start).map_err(Error::io("read", &image.path))?;
-                write_sparsely(out, &buffer, start).map_err(Error::io("write", path))?;
-            }
-            offset = end;
-        }
-        Ok(())
-    }
-
-    fn convert(&self, base: &Base, out: &File, path: &Path) -> Result<(), Error> {
-        if let Some(image) = base.images().find(|image| image.compression) {
-            let why = "its compression is not deflate; convert it with qemu-img convert -O qcow2".to_owned();
-            return Err(Error::BaseInvalid { path: image.path.clone(), why });
-        }
-        let size = base.top.size;
-        out.set_len(size).map_err(Error::io("set the size of", path))?;
-        let read = || Error::io("read the base image", &base.top.path);
-        let image = block_on(open_chain(base)).map_err(read())?;
-        let mut buffer = Vec::new();
-        let mut offset = 0;
-        while offset < size {
-            self.check()?;
-            let (mapping, length) = block_on(image.get_mapping(offset, size - offset)).map_err(read())?;
-            let length = match mapping {
-                Mapping::Zero { .. } => length,
-                _ => length.min(CHUNK),
-            };
-            if length == 0 {
-                return Err(read()(io::Error::from(io::ErrorKind::UnexpectedEof)));
-            }
-            if !matches!(mapping, Mapping::Zero { .. }) {
-                buffer.resize(length as usize, 0);
-                block_on(image.read(&mut buffer, offset)).map_err(read())?;
-                write_sparsely(out, &buffer, offset).map_err(Error::io("write", path))?;
-            }
-            offset += length;
-        }
-        Ok(())
-    }
-
     fn check(&self) -> Result<(), Error> {
-        let stopping = self.stopping.load(Ordering::Relaxed);
-        if stopping { Err(Error::Abandoned { what: "the raw copy of a base image" }) } else { Ok(()) }
+        if self.stopping() { Err(Error::Abandoned { what: "the raw copy of a base image" }) } else { Ok(()) }
     }
 
     fn remove_where(&self, unwanted: impl Fn(&str) -> bool) -> Result<(), Error> {
@@ -169,17 +113,40 @@ impl Flattened {
     }
 }
 
-/// The next range of `file` at or after `offset` that is not a hole.
-fn extent(file: &File, offset: u64) -> Result<Option<(u64, u64)>, Errno> {
-    match rustix::fs::seek(file, SeekFrom::Data(offset)) {
-        Ok(start) => Ok(Some((start, rustix::fs::seek(file, SeekFrom::Hole(start))?))),
-        Err(Errno::NXIO) => Ok(None),
-        Err(errno) => Err(errno),
+/// Writes the content of a qcow2 chain into the empty file `out`, zeroes as holes.
+pub(super) fn convert(base: &Base, (out, path): Named<'_>, check: Check<'_>) -> Result<(), Error> {
+    if let Some(image) = base.images().find(|image| image.compression) {
+        let why = "its compression is not deflate; convert it with qemu-img convert -O qcow2".to_owned();
+        return Err(Error::BaseInvalid { path: image.path.clone(), why });
     }
+    let size = base.top.size;
+    out.set_len(size).map_err(Error::io("set the size of", path))?;
+    let read = || Error::io("read the image", &base.top.path);
+    let image = block_on(open_chain(base)).map_err(read())?;
+    let mut buffer = Vec::new();
+    let mut offset = 0;
+    while offset < size {
+        check()?;
+        let (mapping, length) = block_on(image.get_mapping(offset, size - offset)).map_err(read())?;
+        let length = match mapping {
+            Mapping::Zero { .. } => length,
+            _ => length.min(CHUNK),
+        };
+        if length == 0 {
+            return Err(read()(io::Error::from(io::ErrorKind::UnexpectedEof)));
+        }
+        if !matches!(mapping, Mapping::Zero { .. }) {
+            buffer.resize(length as usize, 0);
+            block_on(image.read(&mut buffer, offset)).map_err(read())?;
+            write_sparsely(out, &buffer, offset).map_err(Error::io("write", path))?;
+        }
+        offset += length;
+    }
+    Ok(())
 }
 
 /// Opens the chain for reading from the files that were checked: no path is looked up again.
-async fn open_chain(base: &Base) -> io::Result<FormatAccess<ImagoFile>> {
+pub(super) async fn open_chain(base: &Base) -> io::Result<FormatAccess<ImagoFile>> {
     let mut below = None;
     for image in base.below.iter().rev() {
         below = Some(open_image(image, below.take()).await?);
@@ -187,7 +154,10 @@ async fn open_chain(base: &Base) -> io::Result<FormatAccess<ImagoFile>> {
     open_image(&base.top, below).await
 }
 
-async fn open_image(image: &Image, backing: Option<FormatAccess<ImagoFile>>) -> io::Result<FormatAccess<ImagoFile>> {
+pub(super) async fn open_image(
+    image: &Image,
+    backing: Option<FormatAccess<ImagoFile>>,
+) -> io::Result<FormatAccess<ImagoFile>> {
     let options = StorageOpenOptions::new().filename(&image.path).write(false);
     let storage = ImagoFile::from_open_file(image.file.try_clone()?, options)?;
     let gate = DenyImplicitOpenGate::default();
@@ -197,18 +167,4 @@ async fn open_image(image: &Image, backing: Option<FormatAccess<ImagoFile>>) -> 
             FormatAccess::new(Qcow2::<ImagoFile>::builder(storage).backing(backing).data_file(None).open(gate).await?)
         }
     })
-}
-
-/// Writes the blocks that are not all zero; the rest stay holes.
-fn write_sparsely(out: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-    let is_zero = |block: &[u8]| block.iter().all(|&byte| byte == 0);
-    let mut at = 0;
-    for run in bytes.chunks(BLOCK).collect::<Vec<_>>().chunk_by(|a, b| is_zero(a) == is_zero(b)) {
-        let length = run.iter().map(|block| block.len()).sum::<usize>();
-        if !is_zero(run[0]) {
-            out.write_all_at(&bytes[at..at + length], offset + at as u64)?;
-        }
-        at += length;
-    }
-    Ok(())
 }

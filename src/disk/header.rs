@@ -16,13 +16,16 @@ const LONGEST_BACKING: u32 = 1023;
 const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 const COMPRESSED: u64 = 1 << 62;
 
+/// Backing file as written in the header, with its format when that is written there too.
+pub(super) type Backing = Option<(String, Option<Format>)>;
+
 /// What we need to know of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Header {
     /// Virtual size in bytes.
     pub(super) size: u64,
-    /// Backing file as written in the header, with its format when that is written there too.
-    pub(super) backing: Option<(String, Option<Format>)>,
+    /// Its backing file.
+    pub(super) backing: Backing,
     /// True when clusters are compressed by something other than deflate.
     pub(super) compression: bool,
     cluster_bits: u32,
@@ -55,6 +58,25 @@ fn bad<T>(why: impl Into<String>) -> Result<T, Bad> {
 struct Fields(Vec<u8>);
 
 impl Fields {
+    fn read(file: &File) -> Result<Self, Bad> {
+        let mut fields = Self(vec![0; 72]);
+        file.read_exact_at(&mut fields.0, 0)?;
+        let version = fields.u32(4);
+        if fields.0[..4] != MAGIC || !(2..=3).contains(&version) {
+            return bad(format!("its qcow2 version is {version}; 2 and 3 are known"));
+        }
+        if version == 3 {
+            fields.0.resize(104, 0);
+            file.read_exact_at(&mut fields.0, 0)?;
+        }
+        Ok(fields)
+    }
+
+    /// Where the header extensions begin.
+    fn extensions(&self) -> u64 {
+        if self.u32(4) == 2 { 72 } else { u64::from(self.u32(100)).max(104) }
+    }
+
     fn u32(&self, at: usize) -> u32 {
         self.0.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_be_bytes)
     }
@@ -67,17 +89,7 @@ impl Fields {
 impl Header {
     /// Reads and checks the header of `file`, which has `length` bytes.
     pub(super) fn read(file: &File, length: u64) -> Result<Self, Bad> {
-        let mut bytes = vec![0; 72];
-        file.read_exact_at(&mut bytes, 0)?;
-        let mut fields = Fields(bytes);
-        let version = fields.u32(4);
-        if fields.0[..4] != MAGIC || !(2..=3).contains(&version) {
-            return bad(format!("its qcow2 version is {version}; 2 and 3 are known"));
-        }
-        if version == 3 {
-            fields.0.resize(104, 0);
-            file.read_exact_at(&mut fields.0, 0)?;
-        }
+        let fields = Fields::read(file)?;
         let header = Self {
             size: fields.u64(24),
             backing: None,
@@ -87,7 +99,7 @@ impl Header {
             l1_offset: fields.u64(40),
         };
         header.check(&fields, length)?;
-        let backing = header.read_backing(file, &fields, version)?;
+        let backing = read_backing(file, &fields)?;
         Ok(Self { backing, ..header })
     }
 
@@ -118,39 +130,6 @@ impl Header {
         Ok(())
     }
 
-    fn read_backing(
-        &self,
-        file: &File,
-        fields: &Fields,
-        version: u32,
-    ) -> Result<Option<(String, Option<Format>)>, Bad> {
-        let (offset, length) = (fields.u64(8), fields.u32(16));
-        if offset == 0 {
-            return Ok(None);
-        }
-        if length == 0 || length > LONGEST_BACKING || offset > 1 << self.cluster_bits {
-            return bad(format!("the name of its backing file has {length} bytes at {offset}"));
-        }
-        let mut name = vec![0; length as usize];
-        file.read_exact_at(&mut name, offset)?;
-        let Ok(name) = String::from_utf8(name) else {
-            return bad("the name of its backing file is not UTF-8");
-        };
-        let start = if version == 2 { 72 } else { u64::from(fields.u32(100)).max(104) };
-        let format = match read_extension(file, start, offset)? {
-            None => None,
-            Some(text) => match text.as_slice() {
-                b"qcow2" => Some(Format::Qcow2),
-                b"raw" | b"file" => Some(Format::Raw),
-                _ => {
-                    let text = String::from_utf8_lossy(&text);
-                    return bad(format!("its backing file has the format {text:?}; qcow2 and raw are supported"));
-                }
-            },
-        };
-        Ok(Some((name, format)))
-    }
-
     /// Checks that every cluster the tables name begins within the file of `length` bytes.
     pub(super) fn check_tables(&self, file: &File, length: u64) -> Result<(), Bad> {
         let mut l1 = vec![0; self.l1_entries as usize * 8];
@@ -172,6 +151,66 @@ impl Header {
     fn data_offset(&self, entry: u64) -> u64 {
         if entry & COMPRESSED != 0 { entry & ((1 << (70 - self.cluster_bits)) - 1) } else { entry & OFFSET_MASK }
     }
+}
+
+/// The backing file of an image that a hypervisor may be writing to: nothing else is looked at, because all else
+/// changes while it runs.
+pub(super) fn backing_of(file: &File) -> Result<Backing, Bad> {
+    let mut magic = [0; 4];
+    file.read_exact_at(&mut magic, 0)?;
+    if magic != MAGIC {
+        return bad("it does not begin like a qcow2 image (QFI\\xfb)");
+    }
+    read_backing(file, &Fields::read(file)?)
+}
+
+fn read_backing(file: &File, fields: &Fields) -> Result<Backing, Bad> {
+    let (offset, length, cluster_bits) = (fields.u64(8), fields.u32(16), fields.u32(20));
+    if offset == 0 {
+        return Ok(None);
+    }
+    if length == 0 || length > LONGEST_BACKING || cluster_bits > 21 || offset > 1 << cluster_bits {
+        return bad(format!("the name of its backing file has {length} bytes at {offset}"));
+    }
+    let mut name = vec![0; length as usize];
+    file.read_exact_at(&mut name, offset)?;
+    let Ok(name) = String::from_utf8(name) else {
+        return bad("the name of its backing file is not UTF-8");
+    };
+    let format = match find_extension(file, fields.extensions(), offset, BACKING_FORMAT)?.0 {
+        None => None,
+        Some(text) => match text.as_slice() {
+            b"qcow2" => Some(Format::Qcow2),
+            b"raw" | b"file" => Some(Format::Raw),
+            _ => {
+                let text = String::from_utf8_lossy(&text);
+                return bad(format!("its backing file has the format {text:?}; qcow2 and raw are supported"));
+            }
+        },
+    };
+    Ok(Some((name, format)))
+}
+
+/// Puts the image on another backing file of the same format. A crash at any instant leaves the old name or the
+/// new one: the new one is written to an unused place of the first cluster, and then pointed to by one write
+/// within one sector.
+pub(super) fn set_backing(file: &File, name: &str) -> Result<(), Bad> {
+    let fields = Fields::read(file)?;
+    let (old, old_length, cluster_bits) = (fields.u64(8), u64::from(fields.u32(16)), fields.u32(20));
+    let (_, end) = find_extension(file, fields.extensions(), old, 0)?;
+    let length = name.len() as u64;
+    let after = (old + old_length).next_multiple_of(8);
+    let place = if end + length <= old { end } else { after };
+    if old == 0 || name.len() > LONGEST_BACKING as usize || cluster_bits > 21 || place + length > 1 << cluster_bits {
+        return bad("its first cluster has no room for the name of another backing file");
+    }
+    file.write_all_at(name.as_bytes(), place)?;
+    file.sync_data()?;
+    let mut pointer = [0; 12];
+    pointer[..8].copy_from_slice(&place.to_be_bytes());
+    pointer[8..].copy_from_slice(&(name.len() as u32).to_be_bytes());
+    file.write_all_at(&pointer, 8)?;
+    Ok(file.sync_data()?)
 }
 
 fn beyond(what: &str, offset: u64, length: u64) -> String {
@@ -206,23 +245,24 @@ fn features(fields: &Fields) -> Result<bool, Bad> {
     bad(problem)
 }
 
-/// Finds the backing format among the header extensions between `start` and `end`.
-fn read_extension(file: &File, start: u64, end: u64) -> Result<Option<Vec<u8>>, Bad> {
+/// Looks for the extension `wanted` among those between `start` and `limit`; its content, and where they end when
+/// it is not there.
+fn find_extension(file: &File, start: u64, limit: u64, wanted: u32) -> Result<(Option<Vec<u8>>, u64), Bad> {
     let mut at = start;
-    while at + 8 <= end {
+    while at + 8 <= limit {
         let mut head = vec![0; 8];
         file.read_exact_at(&mut head, at)?;
         let head = Fields(head);
         let (kind, length) = (head.u32(0), head.u32(4));
         if kind == 0 {
-            break;
+            return Ok((None, at + 8));
         }
-        if kind == BACKING_FORMAT {
+        if kind == wanted {
             let mut text = vec![0; length.min(64) as usize];
             file.read_exact_at(&mut text, at + 8)?;
-            return Ok(Some(text));
+            return Ok((Some(text), at));
         }
         at += 8 + u64::from(length).next_multiple_of(8);
     }
-    Ok(None)
+    Ok((None, at))
 }

@@ -18,7 +18,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
 use super::Error;
-use super::base::{Base, Identity, Image};
+use super::base::{Identity, Image};
 use super::flight::locked;
 use crate::ids::SandboxId;
 
@@ -30,12 +30,22 @@ const QEMU_WRITES: [i64; 2] = [101, 103];
 /// A locked base image. Dropping the last owner closes the file, which ends the lock.
 #[derive(Debug)]
 pub(super) struct Held {
+    path: PathBuf,
     identity: Identity,
     /// Keeps the lock: it belongs to this open file and ends with it.
     _file: Arc<File>,
 }
 
-/// All bases that are in use.
+/// What a merge has made, as long as it waits to be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Merged {
+    /// The disk that it is for.
+    pub(super) disk: PathBuf,
+    /// The layers that it replaces, the nearest first.
+    pub(super) replaces: Vec<PathBuf>,
+}
+
+/// All bases and layers that are in use.
 #[derive(Debug, Default)]
 pub(super) struct Holders {
     state: Mutex<State>,
@@ -45,15 +55,16 @@ pub(super) struct Holders {
 struct State {
     held: HashMap<(u64, u64), Weak<Held>>,
     users: HashMap<SandboxId, Vec<Arc<Held>>>,
-    pinned: HashMap<(u64, u64), Arc<Held>>,
+    /// By the path of a layer that no sandbox may stand on yet.
+    kept: HashMap<PathBuf, (Vec<Arc<Held>>, Option<Merged>)>,
 }
 
 impl Holders {
-    /// Shares the locks of the chain's images that are held already, and takes over those that came
-    /// with the base for the others.
-    pub(super) fn hold(&self, base: &Base) -> Result<Vec<Arc<Held>>, Error> {
+    /// Shares the locks of the images that are held already, and takes over those that came with the images for
+    /// the others.
+    pub(super) fn hold<'a>(&self, images: impl Iterator<Item = &'a Image>) -> Result<Vec<Arc<Held>>, Error> {
         let mut state = locked(&self.state);
-        base.images().map(|image| state.hold(image)).collect()
+        images.map(|image| state.hold(image)).collect()
     }
 
     /// Keeps the locks for as long as the sandbox exists.
@@ -65,27 +76,63 @@ impl Holders {
     pub(super) fn release(&self, sandbox: &SandboxId) {
         let mut state = locked(&self.state);
         state.users.remove(sandbox);
-        state.held.retain(|_, held| held.strong_count() > 0);
+        state.tidy();
     }
 
-    /// Keeps the locks until the runner ends: after a restart it is not known here which sandboxes
-    /// stand on the base.
-    pub(super) fn pin(&self, base: &Base) -> Result<(), Error> {
-        let held = self.hold(base)?;
+    /// Keeps the locks of the chain from this layer down until [`Self::forget`].
+    pub(super) fn keep(&self, layer: PathBuf, held: Vec<Arc<Held>>, merged: Option<Merged>) {
+        locked(&self.state).kept.insert(layer, (held, merged));
+    }
+
+    /// Ends what [`Self::keep`] began.
+    pub(super) fn forget(&self, layer: &Path) {
         let mut state = locked(&self.state);
-        state.pinned.extend(held.into_iter().map(|held| (held.identity.place(), held)));
-        Ok(())
+        state.kept.remove(layer);
+        state.tidy();
+    }
+
+    /// Ends it for all merges that were made for a disk which is gone.
+    pub(super) fn forget_merges_for(&self, disk: &Path) {
+        let mut state = locked(&self.state);
+        state.kept.retain(|_, (_, merged)| merged.as_ref().is_none_or(|merged| merged.disk != disk));
+        state.tidy();
+    }
+
+    /// What this layer was merged for.
+    pub(super) fn merged(&self, layer: &Path) -> Option<Merged> {
+        locked(&self.state).kept.get(layer).and_then(|(_, merged)| merged.clone())
+    }
+
+    /// Everything that anybody holds.
+    pub(super) fn paths(&self) -> Vec<PathBuf> {
+        let state = locked(&self.state);
+        state.held.values().filter_map(Weak::upgrade).map(|held| held.path.clone()).collect()
+    }
+
+    /// Sandboxes that hold a file below `directory`.
+    pub(super) fn users_of(&self, directory: &Path) -> Vec<SandboxId> {
+        let state = locked(&self.state);
+        let uses = |held: &[Arc<Held>]| held.iter().any(|held| held.path.starts_with(directory));
+        state.users.iter().filter(|(_, held)| uses(held)).map(|(sandbox, _)| sandbox.clone()).collect()
     }
 }
 
 impl State {
+    fn tidy(&mut self) {
+        self.held.retain(|_, held| held.strong_count() > 0);
+    }
+
     fn hold(&mut self, image: &Image) -> Result<Arc<Held>, Error> {
         let place = image.identity.place();
         match self.held.get(&place).and_then(Weak::upgrade) {
             Some(held) if held.identity == image.identity => Ok(held),
             Some(_) => Err(Error::BaseChanged { path: image.path.clone() }),
             None => {
-                let held = Arc::new(Held { identity: image.identity, _file: Arc::clone(&image.file) });
+                let held = Arc::new(Held {
+                    path: image.path.clone(),
+                    identity: image.identity,
+                    _file: Arc::clone(&image.file),
+                });
                 self.held.insert(place, Arc::downgrade(&held));
                 Ok(held)
             }

@@ -13,20 +13,31 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{SandboxId, SnapshotRef};
 
 mod base;
+mod captures;
 mod cloud_config;
+mod collect;
+pub(crate) mod copy;
+mod create;
 pub mod error;
+pub(crate) mod export;
 pub mod files;
 pub mod flatten;
 mod flight;
+mod graft;
 mod header;
+mod layers;
 pub mod lock;
+mod merge;
+pub(crate) mod open;
 pub mod overlay;
 pub mod raw;
 pub mod seed;
-mod volume;
+mod service;
+pub(crate) mod volume;
 
 pub use error::Error;
 pub use files::{FileDisks, Settings};
+pub use layers::MOST_LAYERS;
 
 /// How root disks are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +84,9 @@ pub struct RootDisk {
     pub size: u64,
     /// The base it was made from.
     pub base: PathBuf,
+    /// Frozen images between this one and the base, the nearest first; they may be shared with others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<PathBuf>,
 }
 
 /// What the guest is told at its first boot through the NoCloud seed.
@@ -112,6 +126,30 @@ pub struct SandboxDisks {
     pub seed: PathBuf,
 }
 
+/// A sandbox whose disk continues a frozen one: a fork, or a creation from a snapshot's disk.
+#[derive(Debug, Clone)]
+pub struct Graft {
+    /// The new sandbox.
+    pub sandbox: SandboxId,
+    /// The disk it continues; nobody writes to it any more.
+    pub disk: RootDisk,
+    /// Virtual size in bytes of the new disk; not smaller than that of the frozen one.
+    pub size: u64,
+    /// The NoCloud seed.
+    pub seed: Seed,
+}
+
+/// A version of a disk's content, as far as the file system tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// Inode of the image.
+    pub inode: u64,
+    /// Its length in bytes.
+    pub length: u64,
+    /// Nanoseconds since 1970 of the last write.
+    pub modified: i128,
+}
+
 /// Space on the data volume, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Space {
@@ -136,8 +174,74 @@ pub trait Disks {
     /// Removes the sandbox's directory with all that is in it; "not there" is success.
     fn remove<'a>(&'a self, sandbox: &'a SandboxId) -> LocalBoxFuture<'a, Result<(), Error>>;
 
-    /// Takes and keeps the lock on a base that a known sandbox uses, after a restart.
-    fn hold_base<'a>(&'a self, base: &'a Path) -> LocalBoxFuture<'a, Result<(), Error>>;
+    /// Takes and keeps the locks on the base and the layers that a known sandbox uses, after a restart.
+    fn hold<'a>(&'a self, sandbox: &'a SandboxId, root: &'a RootDisk) -> LocalBoxFuture<'a, Result<(), Error>>;
+
+    /// Makes a new directory (mode 0700) for one capture below `{CH_SANDBOXES_PATH}/.captures`; a crash leaves it to
+    /// [`Disks::sweep`].
+    fn begin_capture(&self) -> LocalBoxFuture<'_, Result<PathBuf, Error>>;
+
+    /// Makes an empty `{sandbox's directory}/checkpoint`; what was there is removed.
+    fn begin_checkpoint<'a>(&'a self, sandbox: &'a SandboxId) -> LocalBoxFuture<'a, Result<PathBuf, Error>>;
+
+    /// Removes the sandbox's checkpoint; "not there" is success.
+    fn end_checkpoint<'a>(&'a self, sandbox: &'a SandboxId) -> LocalBoxFuture<'a, Result<(), Error>>;
+
+    /// Removes a capture's directory; "not there" is success.
+    fn end_capture<'a>(&'a self, dir: &'a Path) -> LocalBoxFuture<'a, Result<(), Error>>;
+
+    /// Writes what the host has cached of the disk to it, so that a freeze right after is short. The VM may run.
+    fn flush<'a>(&'a self, root: &'a RootDisk) -> LocalBoxFuture<'a, Result<(), Error>>;
+
+    /// Clones a raw disk into the capture's directory. Its VM is paused or ended. A qcow2 disk is refused: a paused
+    /// VMM has not written all of it (cloud-hypervisor.md 6).
+    fn freeze<'a>(&'a self, root: &'a RootDisk, capture: &'a Path) -> LocalBoxFuture<'a, Result<RootDisk, Error>>;
+
+    /// Freezes a qcow2 disk whose VMM has ended: it becomes a layer, and the sandbox goes on with an empty image on
+    /// top of it, under the path of before. Returns the sandbox's new disk and the frozen one, which stays as long as
+    /// a sandbox stands on it or [`Disks::release`] was not called. A crash at any instant leaves a complete disk
+    /// under the sandbox's path.
+    fn split<'a>(
+        &'a self,
+        sandbox: &'a SandboxId,
+        root: &'a RootDisk,
+    ) -> LocalBoxFuture<'a, Result<(RootDisk, RootDisk), Error>>;
+
+    /// Ends the capture's own hold on a frozen disk of [`Disks::split`].
+    fn release<'a>(&'a self, frozen: &'a RootDisk) -> LocalBoxFuture<'a, Result<(), Error>>;
+
+    /// Makes a sandbox's directory, root disk and seed from a frozen disk; as [`Disks::create`] otherwise, but keeps
+    /// the files that a VMM which waits for its disk has made there.
+    fn graft<'a>(&'a self, graft: &'a Graft) -> LocalBoxFuture<'a, Result<SandboxDisks, Error>>;
+
+    /// Makes the empty directory (mode 0700) of a sandbox whose disk comes later; what an earlier attempt left there
+    /// is removed first.
+    fn room<'a>(&'a self, sandbox: &'a SandboxId) -> LocalBoxFuture<'a, Result<(), Error>>;
+
+    /// Grows the disk of a sandbox without VMM to `size` bytes; returns it as it is then.
+    fn grow<'a>(&'a self, root: &'a RootDisk, size: u64) -> LocalBoxFuture<'a, Result<RootDisk, Error>>;
+
+    /// What a memory image may only be used with: changes with every write to the disk.
+    fn stamp<'a>(&'a self, root: &'a RootDisk) -> LocalBoxFuture<'a, Result<Stamp, Error>>;
+
+    /// Merges the layers of a disk into one, in the background and beside a running VM, when there are more than a few;
+    /// `None` when there is nothing to gain. The disk itself is not changed.
+    fn merge<'a>(&'a self, root: &'a RootDisk) -> LocalBoxFuture<'a, Result<Option<PathBuf>, Error>>;
+
+    /// Puts a disk without VMM on the merged layer that [`Disks::merge`] made of its layers.
+    fn rebase<'a>(
+        &'a self,
+        sandbox: &'a SandboxId,
+        root: &'a RootDisk,
+        merged: &'a Path,
+    ) -> LocalBoxFuture<'a, Result<RootDisk, Error>>;
+
+    /// Removes captures and layers that no sandbox's disk stands on, by what the images themselves say. Before
+    /// anything is started; returns how many were removed.
+    fn sweep(&self) -> LocalBoxFuture<'_, Result<u64, Error>>;
+
+    /// Sandboxes whose disks are backed by a file below `dir`.
+    fn users_of<'a>(&'a self, dir: &'a Path) -> LocalBoxFuture<'a, Result<Vec<SandboxId>, Error>>;
 
     /// Space on the volume that holds the sandboxes.
     fn space(&self) -> LocalBoxFuture<'_, Result<Space, Error>>;

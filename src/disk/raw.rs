@@ -5,9 +5,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use rustix::io::Errno;
-
 use super::Error;
+use super::copy::cannot_clone;
 
 /// Tries a real clone in the directory: only the file system itself knows whether it can.
 ///
@@ -35,11 +34,6 @@ fn unnamed(directory: &Path, role: &str) -> Result<File, Error> {
     let file = file.map_err(Error::io("create a trial file", &path))?;
     std::fs::remove_file(&path).map_err(Error::io("remove the trial file", &path))?;
     Ok(file)
-}
-
-/// What file systems answer that cannot clone at all, or not between these two files.
-pub(super) fn cannot_clone(errno: Errno) -> bool {
-    matches!(errno, Errno::OPNOTSUPP | Errno::NOTTY | Errno::XDEV | Errno::INVAL | Errno::NOSYS)
 }
 
 /// Makes `{path}` a clone of the base, grown to `size` bytes by a hole.

@@ -21,7 +21,7 @@ pub(super) fn space(directory: &Path) -> Result<Space, Error> {
 
 /// The images of all snapshots, and the number of snapshots: one that is there in both layouts, or
 /// both raw and qcow2, counts once.
-pub(super) fn snapshots(directory: &Path) -> Result<(Vec<PathBuf>, u64), Error> {
+pub(crate) fn snapshots(directory: &Path) -> Result<(Vec<PathBuf>, u64), Error> {
     let mut images = Vec::new();
     walk(directory, 1, &mut images)?;
     let names: BTreeSet<_> =

@@ -13,18 +13,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::actors::reporter::Seen;
-use crate::actors::{Routes, SupervisorActor};
+use crate::actors::{ForkActor, Routes, SupervisorActor};
 use crate::host::Identity;
 use crate::sandbox::Views;
 
 pub mod auth;
 pub mod body;
+pub mod copies;
 pub mod error;
 pub mod health;
 pub mod openapi;
 pub mod proxy;
 pub mod sandboxes;
 pub mod serial;
+pub mod snapshots;
 
 pub use auth::Token;
 
@@ -33,6 +35,8 @@ pub use auth::Token;
 pub struct State {
     /// Takes the commands.
     pub supervisor: Addr<SupervisorActor>,
+    /// Makes copies and snapshots.
+    pub forks: Addr<ForkActor>,
     /// What there is.
     pub views: Views,
     /// Ways into the guests.
@@ -95,6 +99,15 @@ pub fn configure(state: State) -> impl FnOnce(&mut web::ServiceConfig) {
                     .service(resource("/sandboxes/{id}/start", web::post().to(sandboxes::start)))
                     .service(resource("/sandboxes/{id}/stop", web::post().to(sandboxes::stop)))
                     .service(resource("/sandboxes/{id}/destroy", web::post().to(sandboxes::destroy)))
+                    .service(resource("/sandboxes/{id}/fork", web::post().to(copies::fork)))
+                    .service(resource("/sandboxes/{id}/clone", web::post().to(copies::clone)))
+                    .service(resource("/sandboxes/{id}/pause", web::post().to(copies::pause)))
+                    .service(resource("/sandboxes/{id}/resume", web::post().to(copies::resume)))
+                    .service(resource("/sandboxes/{id}/resize", web::post().to(copies::resize)))
+                    .service(resource("/snapshots/create", web::post().to(snapshots::create)))
+                    .service(resource("/snapshots/exists", web::get().to(snapshots::exists)))
+                    .service(resource("/snapshots/info", web::get().to(snapshots::info)))
+                    .service(resource("/snapshots/remove", web::post().to(snapshots::remove)))
                     .service(resource("/sandboxes/{id}/serial", web::get().to(serial::read)))
                     .route("/sandboxes/{id}/toolbox", web::to(proxy::forward))
                     .route("/sandboxes/{id}/toolbox/{tail:.*}", web::to(proxy::forward))

@@ -4,14 +4,15 @@ use actix_web::HttpResponse;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{error, health, proxy, sandboxes, serial};
+use super::{copies, error, health, proxy, sandboxes, serial, snapshots};
 
 #[derive(OpenApi)]
 #[openapi(
     info(title = "runner-ch", description = "Runs Daytona sandboxes as Cloud Hypervisor microVMs on this host"),
     paths(
         health::root, document, health::info, sandboxes::create, sandboxes::list, sandboxes::get, sandboxes::remove,
-        sandboxes::start, sandboxes::stop, sandboxes::destroy, serial::read, proxy::toolbox, proxy::port
+        sandboxes::start, sandboxes::stop, sandboxes::destroy, copies::fork, copies::clone, copies::pause,
+        copies::resume, copies::resize, snapshots::create, snapshots::exists, snapshots::info, snapshots::remove, serial::read, proxy::toolbox, proxy::port
     ),
     components(schemas(error::ErrorBody)),
     modifiers(&Bearer),

@@ -13,8 +13,10 @@ use crate::error::{ErrorCode, Failure};
 use crate::ids::SandboxId;
 use crate::jobs::payload::{CreateSpec, Secret};
 use crate::messages::supervisor::Order;
+use crate::sandbox::record::Origin;
+use crate::sandbox::view::Begun;
 use crate::sandbox::view::StageTime;
-use crate::sandbox::{Ask, View, WireState};
+use crate::sandbox::{Ask, StopMode, View, WireState};
 
 /// A sandbox as this API shows it.
 #[derive(Debug, Serialize, ToSchema)]
@@ -56,6 +58,24 @@ pub struct Sandbox {
     pub since: u64,
     /// How long the stages of the last operation took.
     pub timings: Vec<StageTime>,
+    /// How its present run began.
+    pub begin: Begun,
+    /// The sandbox that it is a copy of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent_id: Option<String>,
+    /// Its memory is on disk, and the next start goes on from it.
+    pub checkpoint: bool,
+    /// vCPUs of the running VM, where a resize waits for the next boot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub running_cpu: Option<u32>,
+    /// Memory of the running VM in MiB, where a resize waits for the next boot.
+    #[serde(rename = "runningMemoryMiB", skip_serializing_if = "Option::is_none")]
+    pub running_memory_mib: Option<u64>,
+    /// How long the last copy of it has paused it, in microseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_pause_micros: Option<u64>,
+    /// Frozen images between its disk and the base.
+    pub disk_layers: usize,
 }
 
 impl From<&View> for Sandbox {
@@ -75,6 +95,16 @@ impl From<&View> for Sandbox {
             created_at: view.created_at,
             since: view.since,
             timings: view.timings.clone(),
+            begin: Begun::from(view),
+            parent_id: match &view.origin {
+                Some(Origin::Sandbox { id }) => Some(id.to_string()),
+                _ => None,
+            },
+            checkpoint: view.checkpoint,
+            running_cpu: view.running.map(|size| size.vcpus).filter(|cpu| *cpu != view.size.vcpus),
+            running_memory_mib: view.running.map(|size| size.memory >> 20).filter(|mib| *mib != view.size.memory >> 20),
+            last_pause_micros: view.last_pause,
+            disk_layers: view.disk_layers,
         }
     }
 }
@@ -126,8 +156,18 @@ pub struct StartQuery {
 /// Body of a stop.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct StopBody {
-    /// End the VMM without asking the guest.
-    pub force: bool,
+    /// End the VMM without asking the guest: the same as mode `kill`.
+    pub force: Option<bool>,
+    /// `checkpoint`: its memory is kept on disk, and the next start goes on from there. `shutdown`: the guest is asked to
+    /// shut down. `kill`: the VMM is ended. RUNNER_STOP_MODE when absent.
+    pub mode: Option<String>,
+}
+
+/// Body of a start.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct StartBody {
+    /// Boot, even if a checkpoint is there, which is then lost.
+    pub cold: Option<bool>,
 }
 
 pub(super) fn sandbox_id(text: &str) -> Result<SandboxId, Failure> {
@@ -139,12 +179,12 @@ pub(super) fn find(state: &State, id: &SandboxId) -> Result<Arc<View>, Failure> 
     state.views.get(id).ok_or_else(missing)
 }
 
-async fn order(state: &State, order: Order) -> Result<Option<Arc<View>>, Failure> {
+pub(super) async fn order(state: &State, order: Order) -> Result<Option<Arc<View>>, Failure> {
     let answered = state.supervisor.send(order).await;
     answered.map_err(|_| Failure::new(ErrorCode::Busy, "the runner is shutting down"))?
 }
 
-fn respond(request: &HttpRequest, result: Result<HttpResponse, Failure>) -> HttpResponse {
+pub(super) fn respond(request: &HttpRequest, result: Result<HttpResponse, Failure>) -> HttpResponse {
     result.unwrap_or_else(|failure| error::answer(request, &failure))
 }
 
@@ -178,7 +218,7 @@ pub async fn get(request: HttpRequest, state: Data<State>, id: Path<String>) -> 
 }
 
 /// Start a stopped sandbox; already running is success.
-#[utoipa::path(post, path = "/sandboxes/{id}/start", params(("id" = String, Path, description = "sandbox id"), StartQuery),
+#[utoipa::path(post, path = "/sandboxes/{id}/start", params(("id" = String, Path, description = "sandbox id"), StartQuery), request_body(content = Option<StartBody>),
     responses((status = 200, body = Started), (status = 404, body = error::ErrorBody), (status = 409, body = error::ErrorBody)))]
 pub async fn start(
     request: HttpRequest,
@@ -189,15 +229,35 @@ pub async fn start(
 ) -> HttpResponse {
     let started = async {
         let id = sandbox_id(&id)?;
-        // The body is metadata that this runner does not need, but it must be readable.
-        body::object(payload).await?;
+        // The rest of the body is metadata that this runner does not need, but it must be readable.
+        let cold = flag(&body::object(payload).await?, "cold")?;
+        let ask = if cold { Ask::Boot } else { Ask::Start };
         let view =
-            order(&state, Order { auth_token: query.token.clone().map(Secret::from), ..Order::new(id, Ask::Start) })
-                .await?;
+            order(&state, Order { auth_token: query.token.clone().map(Secret::from), ..Order::new(id, ask) }).await?;
         let daemon_version = view.and_then(|view| view.daemon_version.clone());
         Ok(HttpResponse::Ok().json(Started { daemon_version }))
     };
     respond(&request, started.await)
+}
+
+fn flag(body: &serde_json::Map<String, Value>, name: &str) -> Result<bool, Failure> {
+    match body.get(name) {
+        None | Some(Value::Null) => Ok(false),
+        Some(Value::Bool(flag)) => Ok(*flag),
+        Some(other) => Err(Failure::new(ErrorCode::BadRequest, format!("{name}: expected true or false, got {other}"))),
+    }
+}
+
+fn stop_mode(mode: &Value) -> Result<StopMode, Failure> {
+    match mode.as_str() {
+        Some("checkpoint") => Ok(StopMode::Checkpoint),
+        Some("shutdown") => Ok(StopMode::Shutdown),
+        Some("kill") => Ok(StopMode::Kill),
+        _ => {
+            let message = format!("mode: expected \"checkpoint\", \"shutdown\" or \"kill\", got {mode}");
+            Err(Failure::new(ErrorCode::BadRequest, message))
+        }
+    }
 }
 
 /// Stop a sandbox; already stopped is success.
@@ -206,15 +266,17 @@ pub async fn start(
 pub async fn stop(request: HttpRequest, state: Data<State>, id: Path<String>, payload: Payload) -> HttpResponse {
     let stopped = async {
         let id = sandbox_id(&id)?;
-        let force = match body::object(payload).await?.get("force") {
-            None | Some(Value::Null) => false,
-            Some(Value::Bool(force)) => *force,
-            Some(other) => {
-                let message = format!("force: expected true or false, got {other}");
+        let body = body::object(payload).await?;
+        let mode = match (flag(&body, "force")?, body.get("mode").filter(|mode| !mode.is_null())) {
+            (true, None) => StopMode::Kill,
+            (false, None) => StopMode::Usual,
+            (false, Some(mode)) => stop_mode(mode)?,
+            (true, Some(_)) => {
+                let message = "force and mode: give one of them; force is the same as mode \"kill\"";
                 return Err(Failure::new(ErrorCode::BadRequest, message));
             }
         };
-        order(&state, Order::new(id, Ask::Stop { force })).await?;
+        order(&state, Order::new(id, Ask::Stop(mode))).await?;
         Ok(HttpResponse::Ok().json("Sandbox stopped"))
     };
     respond(&request, stopped.await)

@@ -47,6 +47,16 @@ pub struct Deadlines {
     pub delete: Duration,
     /// `vm.power-button`.
     pub power_button: Duration,
+    /// `vm.pause`: waits for disk work that is under way.
+    pub pause: Duration,
+    /// `vm.resume`.
+    pub resume: Duration,
+    /// `vm.snapshot`: writes up to all of the guest's RAM.
+    pub snapshot: Duration,
+    /// `vm.restore`: reads up to all of the guest's RAM.
+    pub restore: Duration,
+    /// `vm.resize`.
+    pub resize: Duration,
     /// `vmm.shutdown`, where no grace is given.
     pub shutdown: Duration,
 }
@@ -60,6 +70,11 @@ impl Default for Deadlines {
             boot: Duration::from_secs(60),
             delete: Duration::from_secs(60),
             power_button: Duration::from_secs(10),
+            pause: Duration::from_secs(10),
+            resume: Duration::from_secs(10),
+            snapshot: Duration::from_secs(120),
+            restore: Duration::from_secs(120),
+            resize: Duration::from_secs(10),
             shutdown: Duration::from_secs(60),
         }
     }
@@ -80,6 +95,16 @@ pub enum Call {
     Delete,
     /// Presses the guest's ACPI power button.
     PowerButton,
+    /// Stops the guest's processors and its disk work.
+    Pause,
+    /// Lets them go on.
+    Resume,
+    /// Writes a paused VM into a directory.
+    Snapshot,
+    /// Makes a paused VM from a directory.
+    Restore,
+    /// Changes the number of processors.
+    Resize,
     /// Ends the VM and the process.
     Shutdown,
 }
@@ -94,6 +119,11 @@ impl Call {
             Self::Boot => "vm.boot",
             Self::Delete => "vm.delete",
             Self::PowerButton => "vm.power-button",
+            Self::Pause => "vm.pause",
+            Self::Resume => "vm.resume",
+            Self::Snapshot => "vm.snapshot",
+            Self::Restore => "vm.restore",
+            Self::Resize => "vm.resize",
             Self::Shutdown => "vmm.shutdown",
         }
     }
@@ -113,6 +143,11 @@ impl Call {
             Self::Boot => deadlines.boot,
             Self::Delete => deadlines.delete,
             Self::PowerButton => deadlines.power_button,
+            Self::Pause => deadlines.pause,
+            Self::Resume => deadlines.resume,
+            Self::Snapshot => deadlines.snapshot,
+            Self::Restore => deadlines.restore,
+            Self::Resize => deadlines.resize,
             Self::Shutdown => deadlines.shutdown,
         }
     }

@@ -235,6 +235,43 @@ pub enum Error {
         /// What it printed.
         lines: Vec<String>,
     },
+    /// A directory that a snapshot cannot be written to or made in.
+    #[error("snapshot directory {} cannot be used: {why}", path.display())]
+    SnapshotDir {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A file of a snapshot that is no JSON, or only the beginning of some.
+    #[error("snapshot file {} is not complete JSON", path.display())]
+    SnapshotJson {
+        /// The file.
+        path: PathBuf,
+        /// What serde said.
+        source: serde_json::Error,
+    },
+    /// A file of a snapshot that describes another VM than the one that is to be restored.
+    #[error("snapshot file {} does not fit: expected {expected}, found {found}", path.display())]
+    SnapshotMismatch {
+        /// The file.
+        path: PathBuf,
+        /// What should be there.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A snapshot whose restore would empty a serial file outside of the VMM's own directory
+    /// (cloud-hypervisor.md 8).
+    #[error("snapshot {} would write the serial output to {}, not below {}; adapt it first", path.display(), serial.display(), own.display())]
+    ForeignSerial {
+        /// The snapshot.
+        path: PathBuf,
+        /// The file it names.
+        serial: PathBuf,
+        /// The directory of the VMM's sandbox.
+        own: PathBuf,
+    },
     /// Who a process is could not be found out.
     #[error("cannot read the identity of process {pid} from {}", path.display())]
     Identity {
@@ -317,42 +354,4 @@ fn said(lines: &[String]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_api_error_keeps_the_hypervisors_words() {
-        let words = ["Error from API", "The VM could not boot", "VM is already created"];
-        let error = Error::Api {
-            call: "vm.boot",
-            socket: "/s/a.sock".into(),
-            status: 500,
-            words: words.map(str::to_owned).to_vec(),
-        };
-        assert!(error.says("already created"));
-        let failure = Failure::from(error);
-        assert_eq!(
-            failure.message,
-            "vm.boot on /s/a.sock answered 500: Error from API: The VM could not boot: VM is already created"
-        );
-        assert_eq!((failure.code, failure.certainty), (ErrorCode::Internal, Certainty::NotDone));
-    }
-
-    #[test]
-    fn a_missing_binary_names_the_setting() {
-        let error = Error::Binary { path: "/opt/ch".into(), source: io::Error::from_raw_os_error(2) };
-        let failure = Failure::from(error);
-        assert!(failure.message.contains("CH_BINARY"), "{failure}");
-        assert!(failure.message.contains("/opt/ch"), "{failure}");
-        assert!(failure.message.contains("No such file"), "{failure}");
-    }
-
-    #[test]
-    fn only_a_request_that_was_sent_is_uncertain() {
-        let deadline =
-            |sent| Error::Deadline { call: "vm.boot", socket: "/s".into(), limit: Duration::from_secs(1), sent };
-        assert_eq!(deadline(true).certainty(), Certainty::Unknown);
-        assert_eq!(deadline(false).certainty(), Certainty::NotDone);
-        assert_eq!(deadline(true).code(), ErrorCode::Timeout);
-    }
-}
+mod tests;

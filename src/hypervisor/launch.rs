@@ -14,8 +14,9 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::api::{Api, Call, Deadlines};
 use super::identity::Presence;
+use super::snapshot::{Adaptation, files as saved};
 use super::vmm::process::{self, Process};
-use super::vmm::{CloudVmm, cause, or_ended};
+use super::vmm::{CloudVmm, blocking, cause, or_ended};
 use super::wire::Ping;
 use super::{Error, Hypervisor, Known, Launch, ProcessIdentity, Version, Vmm};
 use crate::net::Namespace;
@@ -127,7 +128,7 @@ impl CloudHypervisor {
         match answered {
             Ok((api, version)) => {
                 spawned.keep();
-                Ok(Rc::new(CloudVmm::new(process, api, version, &self.settings)))
+                Ok(Rc::new(CloudVmm::new(process, api, version, launch.dir.clone(), &self.settings)))
             }
             Err(error) => Err(self.abort(launch, spawned, &process, error).await),
         }
@@ -230,7 +231,13 @@ impl CloudHypervisor {
         match self.same_again(launch, identity).await {
             Ok(()) => {
                 let api = Api::new(launch.socket.clone(), self.settings.deadlines.clone());
-                Ok(Some(Rc::new(CloudVmm::new(process, api, known.version.clone(), &self.settings))))
+                Ok(Some(Rc::new(CloudVmm::new(
+                    process,
+                    api,
+                    known.version.clone(),
+                    launch.dir.clone(),
+                    &self.settings,
+                ))))
             }
             Err(error) => match process.exit() {
                 // It ended while it was being looked for.
@@ -305,10 +312,27 @@ impl Hypervisor for CloudHypervisor {
     fn clear<'a>(&'a self, launch: &'a Launch) -> LocalBoxFuture<'a, Result<(), Error>> {
         Box::pin(self.sweep(launch))
     }
+
+    fn adapt<'a>(
+        &'a self,
+        from: &'a Path,
+        to: &'a Path,
+        adaptation: &'a Adaptation,
+    ) -> LocalBoxFuture<'a, Result<(), Error>> {
+        let (from, to, adaptation) = (from.to_owned(), to.to_owned(), adaptation.clone());
+        Box::pin(blocking("adapt a snapshot", move || saved::adapt(&from, &to, &adaptation)))
+    }
+
+    fn copy_snapshot<'a>(&'a self, from: &'a Path, to: &'a Path) -> LocalBoxFuture<'a, Result<(), Error>> {
+        let (from, to) = (from.to_owned(), to.to_owned());
+        Box::pin(blocking("copy a snapshot", move || saved::copy(&from, &to)))
+    }
 }
 
 #[cfg(test)]
 mod e2e;
+#[cfg(test)]
+mod snapshots;
 #[cfg(test)]
 mod support;
 #[cfg(test)]

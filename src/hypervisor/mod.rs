@@ -14,6 +14,7 @@ pub mod api;
 pub mod error;
 pub mod identity;
 pub mod launch;
+pub mod snapshot;
 pub mod tail;
 pub mod version;
 pub mod vmm;
@@ -112,6 +113,23 @@ pub trait Hypervisor {
     /// died between spawn and save): proven by the socket's peer, then killed. Then removes socket
     /// and lock file. "Nothing there" is success.
     fn clear<'a>(&'a self, launch: &'a Launch) -> LocalBoxFuture<'a, Result<(), Error>>;
+
+    /// Makes the snapshot in `from` one that another VM can be restored from: writes `to` with a `config.json` and
+    /// `state.json` that name that VM's files and memory (cloud-hypervisor.md 5.4 and 9). `to` is made (mode 0700), and
+    /// emptied first if it is there; `from` is not changed.
+    fn adapt<'a>(
+        &'a self,
+        from: &'a std::path::Path,
+        to: &'a std::path::Path,
+        adaptation: &'a snapshot::Adaptation,
+    ) -> LocalBoxFuture<'a, Result<(), Error>>;
+
+    /// Copies a snapshot's `config.json` and `state.json` into the new directory `to` (mode 0700).
+    fn copy_snapshot<'a>(
+        &'a self,
+        from: &'a std::path::Path,
+        to: &'a std::path::Path,
+    ) -> LocalBoxFuture<'a, Result<(), Error>>;
 }
 
 /// One running VMM. Calls are serialised inside (cloud-hypervisor.md 12: one in-flight request per
@@ -139,6 +157,27 @@ pub trait Vmm {
 
     /// `vm.power-button`: asks the guest to shut down.
     fn power_button(&self) -> LocalBoxFuture<'_, Result<(), Error>>;
+
+    /// `vm.pause`; paused already is success.
+    fn pause(&self) -> LocalBoxFuture<'_, Result<(), Error>>;
+
+    /// `vm.resume`; running already is success.
+    fn resume(&self) -> LocalBoxFuture<'_, Result<(), Error>>;
+
+    /// `vm.snapshot` of a paused VM into `dir`, which is made (mode 0700), and emptied if it is there. With [`SnapshotMemory::Left`] the memory is not written:
+    /// `config.json` and `state.json` are complete when this returns (cloud-hypervisor.md 5.4).
+    fn snapshot<'a>(
+        &'a self,
+        dir: &'a std::path::Path,
+        memory: snapshot::SnapshotMemory,
+    ) -> LocalBoxFuture<'a, Result<(), Error>>;
+
+    /// `vm.restore` from a directory that [`Hypervisor::adapt`] made. The VM is paused afterwards. On failure the VMM
+    /// has no VM, as before.
+    fn restore<'a>(&'a self, dir: &'a std::path::Path) -> LocalBoxFuture<'a, Result<(), Error>>;
+
+    /// `vm.resize` to so many virtual CPUs. The guest brings them online by itself.
+    fn resize(&self, vcpus: u32) -> LocalBoxFuture<'_, Result<(), Error>>;
 
     /// Resolves when the process has ended; at once when it has already. May be called repeatedly.
     fn exited(&self) -> LocalBoxFuture<'_, Exit>;

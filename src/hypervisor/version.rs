@@ -92,6 +92,19 @@ impl Version {
         self.major >= 52
     }
 
+    /// Guest memory can be a private mapping of a frozen file, and a saved VM can be restored on one (v51:
+    /// memory zones take files that cannot be written, cloud-hypervisor.md 5.4).
+    pub fn private_map(&self) -> bool {
+        self.major >= 51
+    }
+
+    /// `vm.pause` writes cached qcow2 tables out (#8607, after v53). Until then a copy of a paused VM's qcow2
+    /// image lacks acknowledged writes (cloud-hypervisor.md 6). Builds between v53.0 and the next release may
+    /// have it or not, so they count as without.
+    pub fn flushes_on_pause(&self) -> bool {
+        self.major > 53
+    }
+
     /// `vm.restore` takes TAP descriptors through `net_fds` (v40, so every supported version).
     pub fn net_fds(&self) -> bool {
         self.major >= 40
@@ -188,15 +201,20 @@ mod tests {
                 v.net_fds(),
                 v.lock_granularity(),
                 v.disk_locks(),
+                v.private_map(),
+                v.flushes_on_pause(),
             ]
         };
         let (y, n) = (true, false);
-        assert_eq!(table("v44.0"), [n, n, n, n, n, n, n, y, n, n]);
-        assert_eq!(table("v47.0"), [n, n, n, n, y, n, n, y, n, y]);
-        assert_eq!(table("v50.0"), [n, n, n, n, y, n, n, y, n, y]);
-        assert_eq!(table("v51.1"), [y, y, n, n, y, n, n, y, n, y]);
-        assert_eq!(table("v52.0"), [y, y, y, y, y, n, y, y, y, y]);
-        assert_eq!(table("v53.0"), [y; 10]);
+        assert_eq!(table("v44.0"), [n, n, n, n, n, n, n, y, n, n, n, n]);
+        assert_eq!(table("v47.0"), [n, n, n, n, y, n, n, y, n, y, n, n]);
+        assert_eq!(table("v50.0"), [n, n, n, n, y, n, n, y, n, y, n, n]);
+        assert_eq!(table("v51.1"), [y, y, n, n, y, n, n, y, n, y, y, n]);
+        assert_eq!(table("v52.0"), [y, y, y, y, y, n, y, y, y, y, y, n]);
+        for text in ["v53.0", "v53.0-40-gabc"] {
+            assert_eq!(table(text), [y, y, y, y, y, y, y, y, y, y, y, n]);
+        }
+        assert_eq!(table("v54.0"), [y; 12]);
     }
 
     #[test]

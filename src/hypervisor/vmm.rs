@@ -1,13 +1,17 @@
 //! One running VMM: its calls, its end, and why it ended.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures::future::LocalBoxFuture;
+use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
 
 use super::api::{Api, Call};
-use super::launch::{Settings, peer};
-use super::wire::VmInfo;
+use super::launch::{Settings, files, peer};
+use super::snapshot::capture::Placeholder;
+use super::snapshot::{SnapshotMemory, files as saved};
+use super::wire::{Resize, RestoreFrom, SnapshotTo, VmInfo};
 use super::{Error, Exit, ProcessIdentity, Version, VmConfig, VmState, Vmm};
 use process::Process;
 
@@ -21,23 +25,33 @@ const OBITUARY: Duration = Duration::from_millis(500);
 /// outlives the one that executes.
 const ON_ITS_WAY_OUT: &str = "on a closed channel";
 
+/// The hypervisor's words for a state that was reached before (cloud-hypervisor.md 2.3), in an array or in a line.
+const PAUSED_ALREADY: &str = "InvalidStateTransition(Paused, Paused)";
+const RUNNING_ALREADY: &str = "InvalidStateTransition(Running, Running)";
+
 /// A Cloud Hypervisor process whose API has answered.
 #[derive(Debug)]
 pub struct CloudVmm {
     process: Process,
     api: Api,
     version: Version,
+    /// The directory of its sandbox.
+    dir: PathBuf,
     term: Duration,
     kill: Duration,
 }
 
 impl CloudVmm {
-    pub(super) fn new(process: Process, api: Api, version: Version, settings: &Settings) -> Self {
-        Self { process, api, version, term: settings.term, kill: settings.kill }
+    pub(super) fn new(process: Process, api: Api, version: Version, dir: PathBuf, settings: &Settings) -> Self {
+        Self { process, api, version, dir, term: settings.term, kill: settings.kill }
     }
 
     async fn put(&self, call: Call) -> Result<(), Error> {
         or_ended(&self.process, self.api.put(call).await).await
+    }
+
+    async fn put_json(&self, call: Call, body: &impl Serialize) -> Result<(), Error> {
+        or_ended(&self.process, self.api.put_json(call, body).await).await
     }
 
     async fn info(&self) -> Result<Option<VmState>, Error> {
@@ -65,6 +79,36 @@ impl CloudVmm {
         match deleted {
             Ok(()) => failed,
             Err(source) => Error::HalfDone { failed: Box::new(failed), source: Box::new(source) },
+        }
+    }
+
+    async fn save(&self, dir: &Path, memory: SnapshotMemory) -> Result<(), Error> {
+        files::check_path(dir)?;
+        let body = SnapshotTo { destination_url: url(dir) };
+        let fresh = dir.to_owned();
+        match memory {
+            SnapshotMemory::Written => {
+                blocking("prepare a snapshot", move || saved::make_empty(&fresh)).await?;
+                self.put_json(Call::Snapshot, &body).await
+            }
+            SnapshotMemory::Left => {
+                let prepare = move || saved::make_empty(&fresh).and_then(|()| Placeholder::put(&fresh));
+                let placeholder = blocking("prepare a snapshot", prepare).await?;
+                let answer = self.put_json(Call::Snapshot, &body).await;
+                blocking("check a snapshot", move || placeholder.settle(answer)).await
+            }
+        }
+    }
+
+    async fn load(&self, dir: &Path) -> Result<(), Error> {
+        files::check_path(dir)?;
+        let (snapshot, own) = (dir.to_owned(), self.dir.clone());
+        blocking("look at a snapshot", move || saved::check_serial(&snapshot, &own)).await?;
+        match self.put_json(Call::Restore, &RestoreFrom { source_url: url(dir) }).await {
+            // That is a VM which was there before.
+            Err(error) if error.says("already created") => Err(error),
+            Err(error) => Err(self.delete_after(error).await),
+            Ok(()) => Ok(()),
         }
     }
 
@@ -96,6 +140,26 @@ impl CloudVmm {
     }
 }
 
+fn unless_already(words: &str, answer: Result<(), Error>) -> Result<(), Error> {
+    match answer {
+        Err(error) if error.says(words) => Ok(()),
+        other => other,
+    }
+}
+
+/// The URL of a directory. The hypervisor takes what follows `file://` as it is, without decoding anything.
+fn url(dir: &Path) -> String {
+    format!("file://{}", dir.display())
+}
+
+/// Runs work on files on a blocking thread.
+pub(super) async fn blocking<T: Send + 'static>(
+    what: &'static str,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Thread { what })?
+}
+
 /// A call that broke because the process ended says so. Also used before there is a [`CloudVmm`].
 pub(super) async fn or_ended<T>(process: &Process, result: Result<T, Error>) -> Result<T, Error> {
     let (call, socket, sent) = match &result {
@@ -121,7 +185,7 @@ impl Vmm for CloudVmm {
 
     fn create<'a>(&'a self, config: &'a VmConfig) -> LocalBoxFuture<'a, Result<(), Error>> {
         Box::pin(async move {
-            match or_ended(&self.process, self.api.put_json(Call::Create, config).await).await {
+            match self.put_json(Call::Create, config).await {
                 // That is a VM which was there before.
                 Err(error) if error.says("already created") => Err(error),
                 Err(error) => Err(self.delete_after(error).await),
@@ -145,6 +209,26 @@ impl Vmm for CloudVmm {
 
     fn power_button(&self) -> LocalBoxFuture<'_, Result<(), Error>> {
         Box::pin(self.put(Call::PowerButton))
+    }
+
+    fn pause(&self) -> LocalBoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move { unless_already(PAUSED_ALREADY, self.put(Call::Pause).await) })
+    }
+
+    fn resume(&self) -> LocalBoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move { unless_already(RUNNING_ALREADY, self.put(Call::Resume).await) })
+    }
+
+    fn snapshot<'a>(&'a self, dir: &'a Path, memory: SnapshotMemory) -> LocalBoxFuture<'a, Result<(), Error>> {
+        Box::pin(self.save(dir, memory))
+    }
+
+    fn restore<'a>(&'a self, dir: &'a Path) -> LocalBoxFuture<'a, Result<(), Error>> {
+        Box::pin(self.load(dir))
+    }
+
+    fn resize(&self, vcpus: u32) -> LocalBoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move { self.put_json(Call::Resize, &Resize { desired_vcpus: vcpus }).await })
     }
 
     fn exited(&self) -> LocalBoxFuture<'_, Exit> {

@@ -15,6 +15,10 @@ pub const SEED_DISK: &str = "seed";
 /// Id of the network device.
 pub const NET: &str = "net0";
 
+/// Id of the guest's RAM as a memory zone. It is also the name that the hypervisor gives to RAM without zones, so
+/// that saved mappings fit both (cloud-hypervisor.md 5.4).
+pub const RAM: &str = "mem0";
+
 /// Format of a disk image, spelled as the API wants it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ImageType {
@@ -24,6 +28,26 @@ pub enum ImageType {
     Qcow2,
 }
 
+/// What guest memory is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "layout", rename_all = "snake_case")]
+pub enum MemoryLayout {
+    /// A memfd: the VMM writes the touched pages itself when it is told to snapshot.
+    Shared,
+    /// A shared mapping of a named file: the file is the memory, and a snapshot has none.
+    File {
+        /// The file; as long as the VM runs nobody else may use it.
+        path: PathBuf,
+    },
+    /// A private mapping of a frozen file: see [`crate::memory`].
+    Private {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Anonymous memory: after a restore by copy.
+    Anonymous,
+}
+
 /// What a sandbox's VM is made of; [`VmConfig::for_sandbox`] turns it into a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmSpec {
@@ -31,6 +55,10 @@ pub struct VmSpec {
     pub vcpus: u32,
     /// RAM in bytes.
     pub memory_bytes: u64,
+    /// What it is made of.
+    pub layout: MemoryLayout,
+    /// Upper bound for adding virtual CPUs while the VM runs.
+    pub max_vcpus: u32,
     /// Kernel image.
     pub kernel: PathBuf,
     /// Initial RAM disk, if the kernel needs one.
@@ -96,10 +124,38 @@ pub struct Cpus {
 /// Memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Memory {
+    /// Size in bytes; 0 where zones say it.
+    pub size: u64,
+    /// A memfd instead of private memory: snapshots hold the touched pages only. Not allowed beside zones.
+    pub shared: bool,
+    /// Memory that is made of files.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub zones: Vec<Zone>,
+}
+
+/// A piece of memory that is made of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Zone {
+    /// Id by which saved mappings find it.
+    pub id: String,
     /// Size in bytes.
     pub size: u64,
-    /// A memfd instead of private memory: snapshots hold the touched pages only.
+    /// The file; at least that long.
+    pub file: PathBuf,
+    /// Whether the guest writes to the file, or to memory of the process in front of it.
     pub shared: bool,
+}
+
+impl Memory {
+    fn new(size: u64, layout: MemoryLayout) -> Self {
+        let zone = |file, shared| Zone { id: RAM.to_owned(), size, file, shared };
+        match layout {
+            MemoryLayout::Shared => Self { size, shared: true, zones: Vec::new() },
+            MemoryLayout::Anonymous => Self { size, shared: false, zones: Vec::new() },
+            MemoryLayout::File { path } => Self { size: 0, shared: false, zones: vec![zone(path, true)] },
+            MemoryLayout::Private { path } => Self { size: 0, shared: false, zones: vec![zone(path, false)] },
+        }
+    }
 }
 
 /// One disk.
@@ -180,9 +236,8 @@ impl VmConfig {
         };
         Self {
             payload: Payload { kernel: spec.kernel, initramfs: spec.initramfs, cmdline: spec.cmdline },
-            cpus: Cpus { boot_vcpus: spec.vcpus, max_vcpus: spec.vcpus },
-            // Shared on purpose: forks and snapshots of private memory would write all of it.
-            memory: Memory { size: spec.memory_bytes, shared: true },
+            cpus: Cpus { boot_vcpus: spec.vcpus, max_vcpus: spec.max_vcpus.max(spec.vcpus) },
+            memory: Memory::new(spec.memory_bytes, spec.layout),
             disks: vec![root, seed],
             net: vec![Net { id: NET.to_owned(), tap: spec.tap, mac: spec.mac, num_queues: 2 }],
             rng: Rng { src: PathBuf::from("/dev/urandom") },
@@ -190,6 +245,28 @@ impl VmConfig {
             console: Console { mode: ConsoleMode::Off, file: None },
         }
     }
+}
+
+/// Body of `vm.snapshot`.
+#[derive(Debug, Serialize)]
+pub struct SnapshotTo {
+    /// `file://` and the directory.
+    pub destination_url: String,
+}
+
+/// Body of `vm.restore`. Versions before v52 know neither `resume` nor `memory_restore_mode`, so the VM is
+/// resumed by a call of its own everywhere, and its memory is loaded at once where there is any to load.
+#[derive(Debug, Serialize)]
+pub struct RestoreFrom {
+    /// `file://` and the directory.
+    pub source_url: String,
+}
+
+/// Body of `vm.resize`; what is left out stays as it is.
+#[derive(Debug, Serialize)]
+pub struct Resize {
+    /// Number of virtual CPUs.
+    pub desired_vcpus: u32,
 }
 
 // serde hands the field over by reference.

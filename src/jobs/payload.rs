@@ -10,8 +10,10 @@ use serde_json::{Map, Value};
 
 use crate::control_plane::Job;
 use crate::error::{Certainty, ErrorCode, Failure};
-use crate::ids::SandboxId;
+use crate::ids::{SandboxId, SnapshotRef};
+use crate::messages::vm::Resize;
 
+pub mod copy;
 pub mod create;
 mod fields;
 #[cfg(test)]
@@ -39,8 +41,40 @@ pub enum Command {
     },
     /// DESTROY_SANDBOX.
     Destroy,
+    /// PAUSE_SANDBOX.
+    Pause,
+    /// RESIZE_SANDBOX.
+    Resize(Resize),
+    /// FORK_SANDBOX and CLONE_SANDBOX.
+    Fork {
+        /// The sandbox to copy.
+        source: SandboxId,
+        /// The new one.
+        copy: SandboxId,
+        /// The name of the source in the result differs: CLONE_SANDBOX.
+        clone: bool,
+    },
+    /// SNAPSHOT_SANDBOX and CREATE_SANDBOX_SNAPSHOT.
+    Snapshot(SnapshotSpec),
+    /// REMOVE_SNAPSHOT.
+    RemoveSnapshot(SnapshotRef),
     /// A type that this runner does not serve.
     Unknown(String),
+}
+
+/// A snapshot that is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotSpec {
+    /// The sandbox.
+    pub source: SandboxId,
+    /// What it is to be called.
+    pub reference: SnapshotRef,
+    /// Its name as its owner wrote it.
+    pub name: String,
+    /// With memory.
+    pub memory: bool,
+    /// The result has the form of CREATE_SANDBOX_SNAPSHOT.
+    pub branch: bool,
 }
 
 /// A field that cannot be used.
@@ -73,8 +107,23 @@ impl From<PayloadError> for Failure {
     }
 }
 
-/// Turns a job into a command. The resource id of the four known types must be a usable sandbox id, and the id
-/// in the body of a creation the same.
+/// The job types that this runner does.
+pub const KNOWN: [&str; 11] = [
+    "CREATE_SANDBOX",
+    "START_SANDBOX",
+    "STOP_SANDBOX",
+    "DESTROY_SANDBOX",
+    "PAUSE_SANDBOX",
+    "RESIZE_SANDBOX",
+    "FORK_SANDBOX",
+    "CLONE_SANDBOX",
+    "SNAPSHOT_SANDBOX",
+    "CREATE_SANDBOX_SNAPSHOT",
+    "REMOVE_SNAPSHOT",
+];
+
+/// Turns a job into a command. The resource id must be a usable sandbox id, or a snapshot's reference where the job is
+/// about one, and an id in the body the same.
 pub fn parse(job: &Job) -> Result<Command, PayloadError> {
     match job.job_type.as_str() {
         "CREATE_SANDBOX" => create(job),
@@ -88,6 +137,17 @@ pub fn parse(job: &Job) -> Result<Command, PayloadError> {
         }
         // Has no payload; whatever came would not change what to do.
         "DESTROY_SANDBOX" => sandbox(job).map(|_| Command::Destroy),
+        "PAUSE_SANDBOX" => sandbox(job).map(|_| Command::Pause),
+        "RESIZE_SANDBOX" => {
+            sandbox(job)?;
+            copy::resize(&body(job)?).map(Command::Resize)
+        }
+        "FORK_SANDBOX" => copy::fork(sandbox(job)?, &body(job)?, false),
+        "CLONE_SANDBOX" => copy::fork(sandbox(job)?, &body(job)?, true),
+        "SNAPSHOT_SANDBOX" => copy::snapshot(sandbox(job)?, &body(job)?, false).map(Command::Snapshot),
+        "CREATE_SANDBOX_SNAPSHOT" => copy::snapshot(sandbox(job)?, &body(job)?, true).map(Command::Snapshot),
+        // Has no payload in either dialect.
+        "REMOVE_SNAPSHOT" => copy::reference("resourceId", &job.resource_id).map(Command::RemoveSnapshot),
         other => Ok(Command::Unknown(other.to_owned())),
     }
 }

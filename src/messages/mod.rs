@@ -1,5 +1,6 @@
 //! The vocabulary of the actors: one struct per message, named for what it asks or tells.
 
+pub mod fork;
 pub mod jobs;
 pub mod proxy;
 pub mod supervisor;

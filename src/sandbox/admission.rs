@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::machine::Ask;
+use super::op::Ask;
 use super::record::Size;
 use crate::error::{ErrorCode, Failure};
 use crate::jobs::payload::CreateSpec;
@@ -38,7 +38,7 @@ pub fn decide(ask: Ask, situation: Situation) -> Verdict {
     if situation.recovering {
         return refuse(ErrorCode::Busy, "the runner is still recovering its sandboxes; try again in a moment");
     }
-    if situation.draining && !matches!(ask, Ask::Stop { .. } | Ask::Destroy) {
+    if situation.draining && !ask.tears_down() {
         return refuse(
             ErrorCode::Busy,
             "the runner is shutting down and starts nothing new; try again after its restart",
@@ -47,17 +47,17 @@ pub fn decide(ask: Ask, situation: Situation) -> Verdict {
     match (situation.known, ask) {
         (true, _) => Verdict::Admit,
         (false, Ask::Destroy) => Verdict::Done,
-        (false, Ask::Start | Ask::Stop { .. }) => {
+        (false, Ask::Start | Ask::Boot | Ask::Stop(_) | Ask::Pause | Ask::Capture { .. } | Ask::Resize) => {
             refuse(ErrorCode::NotFound, "the sandbox does not exist on this host")
         }
-        (false, Ask::Create { .. }) if situation.slots >= situation.limit => refuse(
+        (false, Ask::Create(_)) if situation.slots >= situation.limit => refuse(
             ErrorCode::Busy,
             &format!(
                 "all {} network slots of this host are taken; stop or destroy sandboxes, or widen RUNNER_NETWORK_POOL",
                 situation.limit
             ),
         ),
-        (false, Ask::Create { .. }) => Verdict::Admit,
+        (false, Ask::Create(_)) => Verdict::Admit,
     }
 }
 
@@ -133,9 +133,10 @@ pub fn supported_at_start(metadata: &BTreeMap<String, String>) -> Result<(), Fai
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::{Make, StopMode};
 
     const QUIET: Situation = Situation { draining: false, recovering: false, known: true, slots: 3, limit: 10 };
-    const CREATE: Ask = Ask::Create { start: true };
+    const CREATE: Ask = Ask::Create(Make::Boot);
 
     fn code(verdict: Verdict) -> Option<ErrorCode> {
         match verdict {
@@ -146,7 +147,7 @@ mod tests {
 
     #[test]
     fn known_sandboxes_are_admitted() {
-        for ask in [CREATE, Ask::Start, Ask::Stop { force: false }, Ask::Destroy] {
+        for ask in [CREATE, Ask::Start, Ask::Stop(StopMode::Shutdown), Ask::Destroy] {
             assert_eq!(decide(ask, QUIET), Verdict::Admit);
         }
     }

@@ -5,155 +5,12 @@
 //! the operation under way; a stop or a destroy overtakes one that is being built up; what was begun
 //! and cannot be finished is undone, and then everybody who asked is answered exactly once.
 
+use super::op::{Ask, Make, Op, Rest, Stage, StopMode};
 use crate::error::{ErrorCode, Failure};
 
 /// A caller who waits for an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Caller(pub u64);
-
-/// What can be asked of a sandbox.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ask {
-    /// Make it, and start it unless told otherwise. On an existing sandbox the same as
-    /// [`Ask::Start`], as in the original (PROTOCOL.md 5, CREATE_SANDBOX).
-    Create {
-        /// False for the job's `skipStart`.
-        start: bool,
-    },
-    /// Start it; already running is success.
-    Start,
-    /// Stop it; already stopped is success.
-    Stop {
-        /// Do not ask the guest, end the VMM at once.
-        force: bool,
-    },
-    /// Remove it with its disk; not there is success.
-    Destroy,
-}
-
-/// Where a sandbox rests when nothing is under way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rest {
-    /// Nothing of it exists.
-    Absent,
-    /// Disk and record exist, no VMM, no network.
-    Stopped,
-    /// The VMM runs.
-    Started,
-    /// A tear-down failed: something may be left on the host. Stop and destroy try again.
-    Broken,
-}
-
-/// What is under way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Op {
-    /// Being made.
-    Create {
-        /// Whether it is started as well.
-        start: bool,
-    },
-    /// Being started.
-    Start,
-    /// Being stopped on request.
-    Stop {
-        /// Without asking the guest.
-        force: bool,
-    },
-    /// Being removed on request.
-    Destroy,
-    /// A creation that failed is being removed.
-    UndoCreate,
-    /// A start that failed is being taken back.
-    UndoStart,
-    /// The VMM died by itself; its network is being removed.
-    Clear,
-}
-
-/// One step on the host. The order inside an operation is fixed by [`Op::stages`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Stage {
-    /// Wait for a place among the few that may start at once.
-    Gate,
-    /// Root disk and seed.
-    Disk,
-    /// Namespace, links, addresses, rules.
-    Network,
-    /// Disk and network side by side.
-    Provide,
-    /// The VMM process.
-    Launch,
-    /// `vm.create`.
-    Configure,
-    /// `vm.boot`.
-    Boot,
-    /// The guest's toolbox answers.
-    Ready,
-    /// Store the result; only then is it true.
-    Commit,
-    /// Ask the guest to power off and wait for it.
-    PowerOff,
-    /// End the VMM process.
-    End,
-    /// Remove the network.
-    Unplug,
-    /// Remove disk and directory.
-    Erase,
-}
-
-impl Stage {
-    /// Name in logs, timings and metrics.
-    pub fn name(self) -> &'static str {
-        match self {
-            Stage::Gate => "gate",
-            Stage::Disk => "disk",
-            Stage::Network => "network",
-            Stage::Provide => "provide",
-            Stage::Launch => "launch",
-            Stage::Configure => "vm.create",
-            Stage::Boot => "vm.boot",
-            Stage::Ready => "ready",
-            Stage::Commit => "commit",
-            Stage::PowerOff => "power-off",
-            Stage::End => "end",
-            Stage::Unplug => "unplug",
-            Stage::Erase => "erase",
-        }
-    }
-}
-
-impl Op {
-    /// The stages of this operation, in order.
-    pub fn stages(self) -> &'static [Stage] {
-        use Stage::{
-            Boot, Commit, Configure, Disk, End, Erase, Gate, Launch, Network, PowerOff, Provide, Ready, Unplug,
-        };
-        match self {
-            Op::Create { start: true } => &[Gate, Provide, Launch, Configure, Boot, Ready, Commit],
-            Op::Create { start: false } => &[Gate, Disk, Commit],
-            Op::Start => &[Gate, Network, Launch, Configure, Boot, Ready, Commit],
-            Op::Stop { force: false } => &[PowerOff, End, Unplug],
-            Op::Stop { force: true } | Op::UndoStart | Op::Clear => &[End, Unplug],
-            Op::Destroy | Op::UndoCreate => &[End, Unplug, Erase],
-        }
-    }
-
-    /// Whether this operation makes things (and must be undone when it fails).
-    pub fn builds(self) -> bool {
-        matches!(self, Op::Create { .. } | Op::Start)
-    }
-
-    fn rests_at(self) -> Rest {
-        match self {
-            Op::Create { start: true } | Op::Start => Rest::Started,
-            Op::Create { start: false } | Op::Stop { .. } | Op::UndoStart | Op::Clear => Rest::Stopped,
-            Op::Destroy | Op::UndoCreate => Rest::Absent,
-        }
-    }
-
-    fn undone_by(self) -> Op {
-        if matches!(self, Op::Create { .. }) { Op::UndoCreate } else { Op::UndoStart }
-    }
-}
 
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -198,6 +55,8 @@ struct Next {
 struct Work {
     op: Op,
     stage: Stage,
+    /// Where it rested before: what failed without changing anything rests there again.
+    home: Rest,
     callers: Vec<Caller>,
     fault: Option<Failure>,
     next: Option<Next>,
@@ -215,12 +74,20 @@ pub struct Machine {
     state: State,
     /// A complete root disk exists: what may rest as "stopped".
     disk: bool,
+    /// A checkpoint exists that was not used: what the next start goes on from.
+    checkpoint: bool,
 }
 
 impl Machine {
     /// A machine at rest; `disk` tells whether a complete root disk exists.
     pub fn resting(rest: Rest, disk: bool) -> Self {
-        Self { state: State::Idle(rest), disk }
+        Self { state: State::Idle(rest), disk, checkpoint: false }
+    }
+
+    /// The same with a checkpoint that was not used yet.
+    #[must_use]
+    pub fn with_checkpoint(self, checkpoint: bool) -> Self {
+        Self { checkpoint, ..self }
     }
 
     /// Where it rests, or `None` while an operation is under way.
@@ -239,10 +106,19 @@ impl Machine {
         }
     }
 
-    /// Begins an operation that nobody waits for: what a restart finds unfinished.
-    pub fn begin(&mut self, op: Op) -> Vec<Action> {
+    /// Who waits for the operation under way, the first one first.
+    pub fn callers(&self) -> &[Caller] {
+        match &self.state {
+            State::Working(work) => &work.callers,
+            State::Idle(_) => &[],
+        }
+    }
+
+    /// Begins an operation that nobody waits for: what a restart finds unfinished. `then` is asked when it is done.
+    pub fn begin(&mut self, op: Op, then: Option<Ask>) -> Vec<Action> {
         let mut actions = Vec::new();
-        self.start(op, Vec::new(), None, None, &mut actions);
+        let next = then.map(|ask| Next { ask, callers: Vec::new(), overtakes: false });
+        self.start(op, Vec::new(), None, next, &mut actions);
         actions
     }
 
@@ -254,7 +130,7 @@ impl Machine {
             Event::StageDone(stage) => self.finished(stage, None, &mut actions),
             Event::StageFailed(stage, failure) => self.finished(stage, Some(failure), &mut actions),
             Event::VmmExited => {
-                if self.rest() == Some(Rest::Started) {
+                if self.rest().is_some_and(Rest::lives) {
                     self.start(Op::Clear, Vec::new(), None, None, &mut actions);
                 }
             }
@@ -274,26 +150,37 @@ impl Machine {
 
     fn asked_at_rest(&mut self, rest: Rest, callers: Vec<Caller>, ask: Ask, actions: &mut Vec<Action>) {
         let op = match (rest, ask) {
-            (Rest::Absent, Ask::Create { start }) => Op::Create { start },
-            (Rest::Absent, Ask::Start | Ask::Stop { .. }) => {
-                return actions.push(Action::Answer(callers, Err(not_found())));
-            }
+            (_, Ask::Destroy) if rest != Rest::Absent => Op::Destroy,
+            (Rest::Absent, Ask::Create(make)) => Op::Create(make),
             (Rest::Absent, Ask::Destroy)
-            | (Rest::Stopped, Ask::Stop { .. } | Ask::Create { start: false })
-            | (Rest::Started, Ask::Create { .. } | Ask::Start) => {
-                return actions.push(Action::Answer(callers, Ok(())));
+            | (Rest::Stopped, Ask::Stop(_) | Ask::Create(Make::Idle))
+            | (Rest::Started, Ask::Create(_) | Ask::Start | Ask::Boot)
+            | (Rest::Paused, Ask::Pause) => {
+                return self.answer(callers, Ok(()), actions);
             }
-            (Rest::Stopped, Ask::Create { start: true } | Ask::Start) => Op::Start,
-            (Rest::Started, Ask::Stop { force }) => Op::Stop { force },
-            (Rest::Broken, Ask::Stop { .. }) if self.disk => Op::Stop { force: true },
+            (Rest::Absent, _) => return self.answer(callers, Err(not_found()), actions),
+            (Rest::Stopped, Ask::Create(_) | Ask::Start) => Op::Start { warm: self.checkpoint },
+            (Rest::Stopped, Ask::Boot) => Op::Start { warm: false },
+            (Rest::Stopped, Ask::Pause) => return self.answer(callers, Err(not_running()), actions),
+            (Rest::Started, Ask::Pause) => Op::Pause,
+            (Rest::Paused, Ask::Create(_) | Ask::Start | Ask::Boot) => Op::Resume,
+            (Rest::Started | Rest::Paused, Ask::Stop(mode)) => Op::Stop(mode),
+            (Rest::Started | Rest::Paused, Ask::Capture { replace: true }) => Op::Replace(rest),
+            (Rest::Started | Rest::Paused | Rest::Stopped, Ask::Capture { .. }) => Op::Capture(rest),
+            (Rest::Started | Rest::Paused | Rest::Stopped, Ask::Resize) => Op::Resize(rest),
+            (Rest::Broken, Ask::Stop(_)) if self.disk => Op::Stop(StopMode::Kill),
             // Without a disk there is nothing that could rest as "stopped".
-            (Rest::Broken, Ask::Stop { .. }) => Op::Destroy,
+            (Rest::Broken, Ask::Stop(_)) => Op::Destroy,
+            (Rest::Broken, _) => return self.answer(callers, Err(broken()), actions),
             (_, Ask::Destroy) => Op::Destroy,
-            (Rest::Broken, Ask::Create { .. } | Ask::Start) => {
-                return actions.push(Action::Answer(callers, Err(broken())));
-            }
         };
         self.start(op, callers, None, None, actions);
+    }
+
+    fn answer(&self, callers: Vec<Caller>, result: Result<(), Failure>, actions: &mut Vec<Action>) {
+        if !callers.is_empty() {
+            actions.push(Action::Answer(callers, result));
+        }
     }
 
     fn start(
@@ -305,8 +192,13 @@ impl Machine {
         actions: &mut Vec<Action>,
     ) {
         let stage = op.stages()[0];
-        self.state = State::Working(Work { op, stage, callers, fault, next });
-        actions.push(Action::Perform { stage, must_save: op.builds() });
+        let home = match &self.state {
+            State::Idle(rest) => *rest,
+            State::Working(work) => work.home,
+        };
+        self.state = State::Working(Work { op, stage, home, callers, fault, next });
+        self.consume(stage);
+        actions.push(Action::Perform { stage, must_save: op.must_save() });
     }
 
     fn finished(&mut self, stage: Stage, failure: Option<Failure>, actions: &mut Vec<Action>) {
@@ -314,17 +206,46 @@ impl Machine {
         if work.stage != stage {
             return;
         }
-        self.disk |= failure.is_none() && matches!(stage, Stage::Disk | Stage::Provide);
+        if failure.is_none() {
+            self.disk |= matches!(stage, Stage::Disk | Stage::Provide | Stage::Graft);
+            self.checkpoint |= stage == Stage::Suspend;
+        }
         if work.op.builds() && work.next.as_ref().is_some_and(|next| next.overtakes) {
             return self.give_way(actions);
         }
-        match failure {
-            Some(failure) if work.op.builds() => self.undo(failure, actions),
+        match (work.op, failure) {
+            (_, None) => self.advance(actions),
+            // The reason stays with the sandbox, and its disk is as good as after a power failure.
+            (Op::Start { warm: true }, Some(_)) if stage == Stage::Restore => {
+                self.turn_into(Op::Rescue { create: false }, actions);
+            }
+            (Op::Create(Make::Warm), Some(_)) if stage == Stage::Restore => {
+                self.turn_into(Op::Rescue { create: true }, actions);
+            }
+            (op, Some(failure)) if op.builds() => self.undo(failure, actions),
             // A guest that cannot be asked is ended without its consent.
-            Some(_) if stage == Stage::PowerOff => self.advance(actions),
-            Some(failure) => self.settle(Rest::Broken, Some(failure), actions),
-            None => self.advance(actions),
+            (_, Some(_)) if stage == Stage::PowerOff => self.advance(actions),
+            // What these stages began they have taken back themselves.
+            (_, Some(failure))
+                if matches!(stage, Stage::Suspend | Stage::Pause | Stage::Capture | Stage::Resize | Stage::Wake)
+                    && !matches!(work.op, Op::Replace(_) if stage == Stage::Wake) =>
+            {
+                let home = work.home;
+                self.settle(home, Some(failure), actions);
+            }
+            // Its VMM has ended, its checkpoint is there: it is started from that, whatever becomes of the caller.
+            (Op::Replace(_), Some(failure)) if stage != Stage::End => {
+                work.next.get_or_insert(Next { ask: Ask::Start, callers: Vec::new(), overtakes: false });
+                self.undo(failure, actions);
+            }
+            (_, Some(failure)) => self.settle(Rest::Broken, Some(failure), actions),
         }
+    }
+
+    /// What uses up the checkpoint does so from the moment it is begun.
+    fn consume(&mut self, stage: Stage) {
+        self.checkpoint &= !matches!(stage, Stage::Wake | Stage::Configure | Stage::Erase);
+        self.disk &= stage != Stage::Erase;
     }
 
     fn advance(&mut self, actions: &mut Vec<Action>) {
@@ -334,14 +255,22 @@ impl Machine {
         match stages.get(at + 1) {
             Some(&stage) => {
                 work.stage = stage;
-                self.disk &= stage != Stage::Erase;
-                actions.push(Action::Perform { stage, must_save: work.op.builds() });
+                let must_save = work.op.must_save();
+                self.consume(stage);
+                actions.push(Action::Perform { stage, must_save });
             }
             None => {
                 let rest = work.op.rests_at();
                 self.settle(rest, None, actions);
             }
         }
+    }
+
+    /// The operation goes on as another one, for the same callers.
+    fn turn_into(&mut self, op: Op, actions: &mut Vec<Action>) {
+        let State::Working(work) = &mut self.state else { return };
+        let (callers, next) = (std::mem::take(&mut work.callers), work.next.take());
+        self.start(op, callers, None, next, actions);
     }
 
     fn undo(&mut self, failure: Failure, actions: &mut Vec<Action>) {
@@ -362,7 +291,7 @@ impl Machine {
             _ if !self.disk => {
                 self.start(Op::UndoCreate, Vec::new(), None, Some(Next { overtakes: false, ..next }), actions);
             }
-            _ => self.start(Op::Stop { force: true }, next.callers, None, None, actions),
+            _ => self.start(Op::Stop(StopMode::Kill), next.callers, None, None, actions),
         }
     }
 
@@ -376,9 +305,7 @@ impl Machine {
             (Some(failure), None) | (None, Some(failure)) => Err(failure),
             (None, None) => Ok(()),
         };
-        if !work.callers.is_empty() {
-            actions.push(Action::Answer(work.callers, result));
-        }
+        self.answer(work.callers, result, actions);
         if let Some(next) = work.next {
             self.asked_at_rest(rest, next.callers, next.ask, actions);
         }
@@ -389,20 +316,24 @@ impl Work {
     fn asked(&mut self, caller: Caller, ask: Ask, actions: &mut Vec<Action>) {
         if self.next.is_none() && self.joins(ask) {
             self.callers.push(caller);
-            if ask == (Ask::Stop { force: true }) && self.stage == Stage::PowerOff {
+            if ask == Ask::Stop(StopMode::Kill) && self.stage == Stage::PowerOff {
                 actions.push(Action::Interrupt);
             }
             return;
         }
-        let tears_down = matches!(ask, Ask::Stop { .. } | Ask::Destroy);
-        let overtakes = tears_down && self.op.builds();
+        let overtakes = ask.tears_down() && self.op.builds();
         match &mut self.next {
-            Some(next) if next.ask == ask => next.callers.push(caller),
+            // Two captures are two points in time.
+            Some(next) if next.ask == ask && !matches!(ask, Ask::Capture { .. } | Ask::Resize) => {
+                next.callers.push(caller);
+            }
             Some(next) if ask == Ask::Destroy => {
                 let displaced = std::mem::replace(&mut next.callers, vec![caller]);
                 next.ask = ask;
                 next.overtakes |= overtakes;
-                actions.push(Action::Answer(displaced, Err(interrupted(ask))));
+                if !displaced.is_empty() {
+                    actions.push(Action::Answer(displaced, Err(interrupted(ask))));
+                }
             }
             Some(_) => actions.push(Action::Answer(vec![caller], Err(busy(self.op)))),
             None => self.next = Some(Next { ask, callers: vec![caller], overtakes }),
@@ -416,9 +347,11 @@ impl Work {
     fn joins(&self, ask: Ask) -> bool {
         matches!(
             (self.op, ask),
-            (Op::Create { start: true } | Op::Start, Ask::Create { .. } | Ask::Start)
-                | (Op::Create { start: false }, Ask::Create { start: false })
-                | (Op::Stop { .. }, Ask::Stop { .. })
+            (Op::Create(Make::Idle), Ask::Create(Make::Idle))
+                | (Op::Create(Make::Boot | Make::Copy | Make::Revive | Make::Warm), Ask::Create(_) | Ask::Start)
+                | (Op::Start { .. } | Op::Rescue { .. } | Op::Awake | Op::Resume, Ask::Create(_) | Ask::Start)
+                | (Op::Stop(_), Ask::Stop(_))
+                | (Op::Pause, Ask::Pause)
                 | (Op::Destroy, Ask::Destroy)
         )
     }
@@ -426,6 +359,10 @@ impl Work {
 
 fn not_found() -> Failure {
     Failure::new(ErrorCode::NotFound, "the sandbox does not exist on this host")
+}
+
+fn not_running() -> Failure {
+    Failure::new(ErrorCode::Conflict, "the sandbox is not running; start it first")
 }
 
 fn broken() -> Failure {
@@ -441,12 +378,7 @@ fn interrupted(by: Ask) -> Failure {
 }
 
 fn busy(op: Op) -> Failure {
-    let doing = match op {
-        Op::Create { .. } => "being created",
-        Op::Start => "being started",
-        Op::Stop { .. } | Op::UndoStart | Op::Clear => "being stopped",
-        Op::Destroy | Op::UndoCreate => "being removed",
-    };
+    let doing = op.doing();
     Failure::new(
         ErrorCode::Conflict,
         format!("the sandbox is {doing} and another request already waits; try again when it has settled"),

@@ -12,10 +12,12 @@
 
 pub mod admission;
 pub mod machine;
+pub mod op;
 pub mod record;
 pub mod recovery;
 pub mod view;
 
-pub use machine::{Action, Ask, Caller, Event, Machine, Op, Rest, Stage};
+pub use machine::{Action, Caller, Event, Machine};
+pub use op::{Ask, Make, Op, Rest, Stage, StopMode};
 pub use record::{Phase, Record, Size};
 pub use view::{View, Views, WireState};

@@ -2,10 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::machine::{Machine, Op, Rest, Stage};
-use crate::disk::SandboxDisks;
-use crate::hypervisor::Known;
-use crate::ids::SandboxId;
+use super::machine::Machine;
+use super::op::{Make, Op, Rest, Stage, StopMode};
+use crate::disk::{SandboxDisks, Stamp};
+use crate::fork::Report;
+use crate::hypervisor::snapshot::RestoreMode;
+use crate::hypervisor::wire::MemoryLayout;
+use crate::hypervisor::{Known, Version};
+use crate::ids::{SandboxId, SnapshotRef};
 use crate::jobs::payload::CreateSpec;
 use crate::net::Slot;
 
@@ -30,8 +34,16 @@ pub enum Phase {
     Stopped,
     /// Being started; the VMM is to be ended.
     Starting,
+    /// A restored VM is about to run: its checkpoint counts as used from here on.
+    Waking,
     /// The VMM runs.
     Started,
+    /// The VM is paused on request.
+    Paused,
+    /// The VM is paused for a moment, to be copied; it is to run on.
+    Capturing,
+    /// The VMM is to be ended, and a new one is to go on from the checkpoint.
+    Replacing,
     /// The VMM is to be ended, the disk kept.
     Stopping,
     /// Everything is to be removed.
@@ -44,11 +56,23 @@ impl Phase {
     /// The phase to store before `stage` of `op`.
     pub fn during(op: Op, stage: Stage) -> Self {
         match op {
-            Op::Create { start: true } | Op::Start if stage == Stage::Commit => Phase::Started,
-            Op::Create { start: false } if stage == Stage::Commit => Phase::Stopped,
-            Op::Create { .. } => Phase::Creating,
-            Op::Start => Phase::Starting,
-            Op::Stop { .. } | Op::UndoStart | Op::Clear => Phase::Stopping,
+            Op::Create(Make::Idle) if stage == Stage::Commit => Phase::Stopped,
+            Op::Create(_) | Op::Start { .. } | Op::Rescue { .. } | Op::Awake if stage == Stage::Commit => {
+                Phase::Started
+            }
+            Op::Create(_) | Op::Rescue { create: true } => Phase::Creating,
+            Op::Start { warm: true } | Op::Awake if matches!(stage, Stage::Wake | Stage::Ready) => Phase::Waking,
+            Op::Start { .. } | Op::Rescue { .. } | Op::Awake => Phase::Starting,
+            Op::Pause => Phase::Paused,
+            // Resuming twice does no harm, so the intent needs no word of its own.
+            Op::Resume => Phase::Paused,
+            Op::Capture(Rest::Started) => Phase::Capturing,
+            Op::Stop(StopMode::Checkpoint) | Op::Replace(_) if stage == Stage::Suspend => Phase::Capturing,
+            Op::Replace(rest) if stage == Stage::Commit => Self::at(rest).unwrap_or(Phase::Started),
+            Op::Replace(_) if stage == Stage::Wake => Phase::Waking,
+            Op::Replace(_) => Phase::Replacing,
+            Op::Capture(rest) | Op::Resize(rest) => Self::at(rest).unwrap_or(Phase::Stopped),
+            Op::Stop(_) | Op::UndoStart | Op::Clear => Phase::Stopping,
             Op::Destroy | Op::UndoCreate => Phase::Destroying,
         }
     }
@@ -59,6 +83,7 @@ impl Phase {
             Rest::Absent => None,
             Rest::Stopped => Some(Phase::Stopped),
             Rest::Started => Some(Phase::Started),
+            Rest::Paused => Some(Phase::Paused),
             Rest::Broken => Some(Phase::Broken),
         }
     }
@@ -71,6 +96,57 @@ impl Phase {
             (None, None) => None,
         }
     }
+}
+
+/// A VM's memory and device state on disk, with the disk that it belongs to. Used at most once: what is stored of it is
+/// removed before the VM runs on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// The VMM that wrote it; another version does not read it (cloud-hypervisor.md 10).
+    pub version: Version,
+    /// The disk as its VMM left it: memory never meets a newer one. None until that VMM has ended.
+    pub stamp: Option<Stamp>,
+    /// The resources of that VM.
+    pub size: Size,
+    /// How the memory is brought back.
+    pub mode: RestoreMode,
+    /// When it was taken, in milliseconds since 1970.
+    pub taken_at: u64,
+}
+
+/// Where a sandbox came from, if not from a base.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "from", rename_all = "snake_case")]
+pub enum Origin {
+    /// A copy of another sandbox.
+    Sandbox {
+        /// That sandbox.
+        id: SandboxId,
+    },
+    /// A snapshot with memory, or its disk.
+    Snapshot {
+        /// The snapshot.
+        reference: SnapshotRef,
+    },
+}
+
+/// How the present run of a sandbox began, and what was found out about it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begin {
+    /// The guest went on from a memory that was frozen; false: it booted.
+    pub warm: bool,
+    /// Why it booted although there was a memory to go on from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// Whether a copied guest has confirmed its new identity; none where it needs none or was not asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Result<(), String>>,
+    /// Bytes of guest memory that were seen to be shared with the frozen file right after the restore.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mapped: Option<u64>,
+    /// What the copy cost its source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy: Option<Report>,
 }
 
 /// The stored record of a sandbox.
@@ -90,6 +166,24 @@ pub struct Record {
     pub disks: Option<SandboxDisks>,
     /// The VMM, once its process runs.
     pub vmm: Option<Known>,
+    /// What the memory of the VMM's VM is made of; none in records of the first version: shared.
+    #[serde(default)]
+    pub layout: Option<MemoryLayout>,
+    /// Virtual CPUs and memory of the running VM, where a resize waits for the next boot.
+    #[serde(default)]
+    pub running: Option<Size>,
+    /// The guest's MAC, where it is not the sandbox's own: a copied guest has that of its source.
+    #[serde(default)]
+    pub mac: Option<[u8; 6]>,
+    /// The memory that the next start goes on from.
+    #[serde(default)]
+    pub checkpoint: Option<Checkpoint>,
+    /// Where it came from.
+    #[serde(default)]
+    pub origin: Option<Origin>,
+    /// How the present run began.
+    #[serde(default)]
+    pub begin: Begin,
     /// Rises with every start: connections of an old run never meet a new one.
     pub run: u64,
     /// Version that the guest's toolbox told at the last start.
@@ -113,11 +207,27 @@ impl Record {
             slot: None,
             disks: None,
             vmm: None,
+            layout: None,
+            running: None,
+            mac: None,
+            checkpoint: None,
+            origin: None,
+            begin: Begin::default(),
             run: 0,
             daemon_version: None,
             error: None,
             created_at: now,
             since: now,
         }
+    }
+
+    /// The guest's MAC.
+    pub fn guest_mac(&self) -> [u8; 6] {
+        self.mac.unwrap_or_else(|| crate::net::addresses::guest_mac(&self.id))
+    }
+
+    /// What the memory of its VM is made of.
+    pub fn memory_layout(&self) -> MemoryLayout {
+        self.layout.clone().unwrap_or(MemoryLayout::Shared)
     }
 }

@@ -1,6 +1,6 @@
 //! What a restart makes of a stored record, given what the host shows.
 
-use super::machine::{Op, Rest};
+use super::op::{Ask, Op, Rest, StopMode};
 use super::record::Phase;
 
 /// What the host shows of a record's VMM.
@@ -21,6 +21,8 @@ pub enum Continue {
     Rest(Rest),
     /// Finish or take back what was begun.
     Do(Op),
+    /// The same, and then begin this.
+    Then(Op, Ask),
     /// Nothing is touched: the sandbox is shown as broken until an operator or a later request acts.
     LeaveAlone,
 }
@@ -32,9 +34,14 @@ pub fn decide(phase: Phase, evidence: Evidence) -> Continue {
     match (phase, evidence) {
         (_, Evidence::Unknown) => Continue::LeaveAlone,
         (Phase::Started, Evidence::Alive) => Continue::Rest(Rest::Started),
-        (Phase::Started, Evidence::Gone) => Continue::Do(Op::Clear),
+        (Phase::Started | Phase::Paused | Phase::Capturing | Phase::Waking, Evidence::Gone) => Continue::Do(Op::Clear),
+        // Its checkpoint is stored, and nothing has run since.
+        (Phase::Replacing, _) => Continue::Then(Op::UndoStart, Ask::Start),
+        (Phase::Paused, Evidence::Alive) => Continue::Rest(Rest::Paused),
+        // Paused, or about to be, or running on already: to resume it is right in each case.
+        (Phase::Capturing | Phase::Waking, Evidence::Alive) => Continue::Do(Op::Awake),
         (Phase::Stopped, Evidence::Gone) => Continue::Rest(Rest::Stopped),
-        (Phase::Stopped, Evidence::Alive) | (Phase::Stopping, _) => Continue::Do(Op::Stop { force: true }),
+        (Phase::Stopped, Evidence::Alive) | (Phase::Stopping, _) => Continue::Do(Op::Stop(StopMode::Kill)),
         (Phase::Creating, _) => Continue::Do(Op::UndoCreate),
         (Phase::Starting, _) => Continue::Do(Op::UndoStart),
         (Phase::Destroying, _) => Continue::Do(Op::Destroy),
@@ -52,7 +59,11 @@ mod tests {
             Phase::Creating,
             Phase::Stopped,
             Phase::Starting,
+            Phase::Waking,
             Phase::Started,
+            Phase::Paused,
+            Phase::Capturing,
+            Phase::Replacing,
             Phase::Stopping,
             Phase::Destroying,
             Phase::Broken,
@@ -65,6 +76,15 @@ mod tests {
     fn a_running_vm_is_adopted_and_a_dead_one_is_cleared() {
         assert_eq!(decide(Phase::Started, Evidence::Alive), Continue::Rest(Rest::Started));
         assert_eq!(decide(Phase::Started, Evidence::Gone), Continue::Do(Op::Clear));
+        assert_eq!(decide(Phase::Paused, Evidence::Alive), Continue::Rest(Rest::Paused));
+    }
+
+    #[test]
+    fn a_vm_that_was_being_copied_runs_on() {
+        assert_eq!(decide(Phase::Capturing, Evidence::Alive), Continue::Do(Op::Awake));
+        assert_eq!(decide(Phase::Waking, Evidence::Alive), Continue::Do(Op::Awake));
+        assert_eq!(decide(Phase::Replacing, Evidence::Gone), Continue::Then(Op::UndoStart, Ask::Start));
+        assert_eq!(decide(Phase::Replacing, Evidence::Alive), Continue::Then(Op::UndoStart, Ask::Start));
     }
 
     #[test]
@@ -72,7 +92,7 @@ mod tests {
         for evidence in [Evidence::Alive, Evidence::Gone] {
             assert_eq!(decide(Phase::Creating, evidence), Continue::Do(Op::UndoCreate));
             assert_eq!(decide(Phase::Starting, evidence), Continue::Do(Op::UndoStart));
-            assert_eq!(decide(Phase::Stopping, evidence), Continue::Do(Op::Stop { force: true }));
+            assert_eq!(decide(Phase::Stopping, evidence), Continue::Do(Op::Stop(StopMode::Kill)));
             assert_eq!(decide(Phase::Destroying, evidence), Continue::Do(Op::Destroy));
         }
     }

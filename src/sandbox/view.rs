@@ -8,7 +8,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::record::{Phase, Size};
+use super::record::{Begin, Origin, Phase, Size};
+use crate::fork::Report;
 use crate::ids::SandboxId;
 
 /// The state's name on the wire (PROTOCOL.md 6).
@@ -21,6 +22,8 @@ pub enum WireState {
     Starting,
     /// Running.
     Started,
+    /// Paused: in memory, and not running.
+    Paused,
     /// Being stopped.
     Stopping,
     /// At rest.
@@ -39,8 +42,10 @@ impl From<Phase> for WireState {
     fn from(phase: Phase) -> Self {
         match phase {
             Phase::Creating => Self::Creating,
-            Phase::Starting => Self::Starting,
-            Phase::Started => Self::Started,
+            Phase::Starting | Phase::Waking => Self::Starting,
+            // To be copied is no state of its own: the guest runs on.
+            Phase::Started | Phase::Capturing | Phase::Replacing => Self::Started,
+            Phase::Paused => Self::Paused,
             Phase::Stopping => Self::Stopping,
             Phase::Stopped => Self::Stopped,
             Phase::Destroying => Self::Destroying,
@@ -56,6 +61,42 @@ pub struct StageTime {
     pub stage: String,
     /// Microseconds.
     pub micros: u64,
+}
+
+/// How the present run of a sandbox began.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Begun {
+    /// `memory`: the guest went on from a memory that was frozen; `boot` otherwise.
+    pub from: &'static str,
+    /// Why it booted although there was a memory to go on from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// For a copied guest: `confirmed`, or why it has not confirmed an identity of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<String>,
+    /// Bytes of guest memory that were seen to be mapped from the frozen file right after the restore.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mapped_bytes: Option<u64>,
+    /// What the copy cost its source.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub copy: Option<Report>,
+}
+
+impl From<&View> for Begun {
+    fn from(view: &View) -> Self {
+        let begin = view.begin.clone();
+        Self {
+            from: if begin.warm { "memory" } else { "boot" },
+            note: begin.note,
+            identity: begin.identity.map(|identity| match identity {
+                Ok(()) => "confirmed".to_owned(),
+                Err(why) => format!("not confirmed: {why}"),
+            }),
+            mapped_bytes: begin.mapped,
+            copy: begin.copy,
+        }
+    }
 }
 
 /// One sandbox as readers see it.
@@ -85,6 +126,18 @@ pub struct View {
     pub since: u64,
     /// Stages of the last create or start.
     pub timings: Vec<StageTime>,
+    /// Resources of the running VM; they differ from [`View::size`] where a resize waits for the next boot.
+    pub running: Option<Size>,
+    /// Where it came from, if not from a base.
+    pub origin: Option<Origin>,
+    /// How its present run began.
+    pub begin: Begin,
+    /// Its memory is on disk, and the next start goes on from it.
+    pub checkpoint: bool,
+    /// How long the last copy of it has paused it, in microseconds.
+    pub last_pause: Option<u64>,
+    /// Frozen images between its disk and the base.
+    pub disk_layers: usize,
 }
 
 impl View {
@@ -103,6 +156,12 @@ impl View {
             created_at: 0,
             since: 0,
             timings: Vec::new(),
+            running: None,
+            origin: None,
+            begin: Begin::default(),
+            checkpoint: false,
+            last_pause: None,
+            disk_layers: 0,
         }
     }
 }
@@ -153,8 +212,9 @@ impl Views {
         let mut totals = Totals::default();
         for view in self.list() {
             totals.disk += view.size.disk;
-            if view.state == WireState::Started {
-                totals.started += 1;
+            // A paused sandbox still has its memory.
+            if matches!(view.state, WireState::Started | WireState::Paused) {
+                totals.started += u64::from(view.state == WireState::Started);
                 totals.vcpus += u64::from(view.size.vcpus);
                 totals.memory += view.size.memory;
             }

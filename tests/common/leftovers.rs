@@ -36,10 +36,24 @@ pub fn all(host: &Host) -> Vec<String> {
     found.extend(entries(Path::new("/run/netns")).into_iter().map(|name| format!("namespace {name}")));
     found.extend(links().into_iter().map(|link| format!("link {link}")));
     found.extend(entries(&host.path("sock")).into_iter().map(|name| format!("socket {name}")));
-    // Flattened bases stay: they are made once per base.
-    let boxes = entries(&host.path("boxes")).into_iter().filter(|name| name != ".bases");
+    // Flattened bases and blank memory files stay: they are made once per base and size.
+    let kept = [".bases", ".memory", ".captures", ".layers"];
+    let boxes = entries(&host.path("boxes")).into_iter().filter(|name| !kept.contains(&name.as_str()));
     found.extend(boxes.map(|name| format!("directory {name}")));
+    found.extend(of_copies(host));
     found
+}
+
+/// What copies have while they are made, and must not have afterwards.
+pub fn of_copies(host: &Host) -> Vec<String> {
+    let captures = entries(&host.path("boxes/.captures")).into_iter().map(|name| format!("capture {name}"));
+    let temporary = entries(&host.path("snap")).into_iter().filter(|name| name.starts_with(".tmp"));
+    captures.chain(temporary.map(|name| format!("snapshot {name}"))).collect()
+}
+
+/// Frozen images that sandboxes stand on.
+pub fn layers(host: &Host) -> usize {
+    entries(&host.path("boxes/.layers")).len()
 }
 
 /// Fails with the list unless it is empty soon.

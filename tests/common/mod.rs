@@ -120,6 +120,30 @@ impl Host {
         self.wrap_vmm();
     }
 
+    /// A host whose sandboxes and snapshots lie on a file system that can clone files.
+    pub fn on_xfs() -> Self {
+        let host = Self::new();
+        let image = host.path("xfs.img");
+        std::fs::File::create(&image).expect("an image").set_len(2 << 30).expect("2 GiB");
+        let run = |program: &str, arguments: &[&str]| {
+            let status = Command::new(program).args(arguments).status().expect(program);
+            assert!(status.success(), "{program} {arguments:?}");
+        };
+        let (image, volume) = (image.display().to_string(), host.path("volume").display().to_string());
+        run("mkfs.xfs", &["-q", "-m", "reflink=1", &image]);
+        std::fs::create_dir_all(&volume).expect("a directory");
+        run("mount", &["-o", "loop", &image, &volume]);
+        for sub in ["boxes", "snap"] {
+            std::fs::create_dir_all(host.path("volume").join(sub)).expect("a directory");
+            let (inside, outside) = (host.path("volume").join(sub), host.path(sub));
+            if sub == "snap" {
+                run("cp", &["-a", &format!("{}/.", outside.display()), &inside.display().to_string()]);
+            }
+            run("mount", &["--bind", &inside.display().to_string(), &outside.display().to_string()]);
+        }
+        host
+    }
+
     pub fn write_kernel(&self) {
         let elf = std::fs::read(program("ch-sim")).expect("the simulator");
         std::fs::write(self.path("vmlinux"), elf).expect("a kernel");

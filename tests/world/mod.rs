@@ -1,6 +1,7 @@
 //! The actors on a host that exists only in memory, in virtual time: every effect can be made to fail,
 //! hang or panic, and at the end the host is asked what is left on it. The store is the real one.
 
+use std::cell::Cell;
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
@@ -12,23 +13,27 @@ use actix::{Actor, Addr};
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use runner_ch::actors::supervisor::Plan;
-use runner_ch::actors::{ProxyActor, Routes, SupervisorActor, vm};
+use runner_ch::actors::{ForkActor, ProxyActor, Routes, SupervisorActor, vm};
 use runner_ch::control_plane::{
     self, ControlPlane, Healthcheck, Job, JobPage, JobReport, Jobs, RemoteSandbox, StateUpdate,
 };
-use runner_ch::disk::{self, Disks, Format, RootDisk, SandboxDisks, Space, Strategy};
 use runner_ch::error::{ErrorCode, Failure};
+use runner_ch::fork::plan::MemorySetting;
+use runner_ch::hypervisor::snapshot::{Adaptation, SnapshotMemory};
 use runner_ch::hypervisor::{self, Exit, Hypervisor, Known, Launch, ProcessIdentity, Version, VmConfig, VmState, Vmm};
 use runner_ch::ids::{JobId, SandboxId};
 use runner_ch::jobs::payload::CreateSpec;
+use runner_ch::messages::fork::{Copies, Fork};
 use runner_ch::messages::supervisor::{Order, Recover};
 use runner_ch::net::{self, Namespace, Network, SlotPool};
 use runner_ch::ports::Ports;
 use runner_ch::sandbox::admission::Defaults;
-use runner_ch::sandbox::{Ask, Views};
+use runner_ch::sandbox::{Ask, StopMode, Views};
 use runner_ch::store::SledStore;
-use runner_ch::toolbox::Toolbox;
+use runner_ch::toolbox::{Renewal, Toolbox};
 use tokio::sync::Notify;
+
+mod files;
 
 /// What an effect does when it is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +55,18 @@ pub struct HostState {
     pub effects: Vec<String>,
     twists: HashMap<String, (usize, Twist)>,
     pids: i32,
+    /// Root disks are raw files; otherwise qcow2 images.
+    pub raw: bool,
+    /// Directories of captures.
+    pub captures: BTreeSet<PathBuf>,
+    /// Frozen images that are held for a capture.
+    pub held: usize,
+    /// Sandboxes with a checkpoint.
+    pub checkpoints: BTreeSet<String>,
+    /// Rises with every write to a disk.
+    pub writes: HashMap<String, u64>,
+    /// Snapshots.
+    pub snapshots: HashMap<String, runner_ch::snapshots::Manifest>,
     pub booting: usize,
     pub most_booting: usize,
 }
@@ -72,6 +89,20 @@ impl Host {
         assert!(host.networks.is_empty(), "networks {:?}", host.networks);
         assert!(host.disks.is_empty(), "disks {:?}", host.disks);
         assert!(host.vmms.is_empty(), "VMMs of {:?}", host.vmms.keys());
+        assert!(host.checkpoints.is_empty(), "checkpoints of {:?}", host.checkpoints);
+        drop(host);
+        self.assert_no_captures();
+    }
+
+    pub fn assert_no_captures(&self) {
+        let host = self.0.borrow();
+        assert!(host.captures.is_empty(), "captures {:?}", host.captures);
+        assert_eq!(host.held, 0, "frozen disks are still held");
+    }
+
+    /// Whether the sandbox's guest runs.
+    pub fn runs(&self, sandbox: &str) -> bool {
+        self.0.borrow().vmms.get(sandbox).is_some_and(|vmm| vmm.running.get())
     }
 
     async fn effect(&self, name: &str) -> Result<(), ()> {
@@ -104,6 +135,7 @@ pub struct FakeVmm {
     host: Host,
     sandbox: String,
     pub known: Known,
+    running: Rc<Cell<bool>>,
     exited: Rc<(RefCell<Option<Exit>>, Notify)>,
 }
 
@@ -148,6 +180,8 @@ impl Vmm for FakeVmm {
             tokio::time::sleep(Duration::from_millis(100)).await;
             let booted = self.host.effect("boot").await.map_err(|()| refused("boot"));
             self.host.0.borrow_mut().booting -= 1;
+            self.running.set(booted.is_ok());
+            self.host.write(&self.sandbox);
             booted
         }
         .boxed_local()
@@ -159,11 +193,47 @@ impl Vmm for FakeVmm {
 
     fn power_button(&self) -> LocalBoxFuture<'_, Result<(), hypervisor::Error>> {
         async {
+            assert!(self.running.get(), "a paused guest is asked");
             self.host.effect("power_button").await.map_err(|()| refused("power_button"))?;
             self.exit(Exit::GuestPowerOff);
             Ok(())
         }
         .boxed_local()
+    }
+
+    fn pause(&self) -> LocalBoxFuture<'_, Result<(), hypervisor::Error>> {
+        async {
+            self.host.effect("pause").await.map_err(|()| refused("pause"))?;
+            self.running.set(false);
+            Ok(())
+        }
+        .boxed_local()
+    }
+
+    fn resume(&self) -> LocalBoxFuture<'_, Result<(), hypervisor::Error>> {
+        async {
+            self.host.effect("resume").await.map_err(|()| refused("resume"))?;
+            self.running.set(true);
+            self.host.write(&self.sandbox);
+            Ok(())
+        }
+        .boxed_local()
+    }
+
+    fn snapshot<'a>(&'a self, _: &'a Path, _: SnapshotMemory) -> LocalBoxFuture<'a, Result<(), hypervisor::Error>> {
+        async {
+            assert!(!self.running.get(), "a snapshot of a running VM");
+            self.host.effect("snapshot").await.map_err(|()| refused("snapshot"))
+        }
+        .boxed_local()
+    }
+
+    fn restore<'a>(&'a self, _: &'a Path) -> LocalBoxFuture<'a, Result<(), hypervisor::Error>> {
+        async { self.host.effect("restore").await.map_err(|()| refused("restore")) }.boxed_local()
+    }
+
+    fn resize(&self, _: u32) -> LocalBoxFuture<'_, Result<(), hypervisor::Error>> {
+        async { self.host.effect("resize").await.map_err(|()| refused("resize")) }.boxed_local()
     }
 
     fn exited(&self) -> LocalBoxFuture<'_, Exit> {
@@ -202,7 +272,8 @@ impl Hypervisor for Host {
             self.0.borrow_mut().pids += 1;
             process.pid = 1_000_000 + self.0.borrow().pids;
             let known = Known { process, version: Version::parse("v53.0")? };
-            let vmm = FakeVmm { host: self.clone(), sandbox: sandbox.clone(), known, exited: Rc::default() };
+            let host = self.clone();
+            let vmm = FakeVmm { host, sandbox: sandbox.clone(), known, running: Rc::default(), exited: Rc::default() };
             let before = self.0.borrow_mut().vmms.insert(sandbox, vmm.clone());
             assert!(before.is_none(), "two VMMs for one sandbox");
             Ok(Rc::new(vmm) as Rc<dyn Vmm>)
@@ -223,6 +294,19 @@ impl Hypervisor for Host {
         .boxed_local()
     }
 
+    fn adapt<'a>(
+        &'a self,
+        _: &'a Path,
+        _: &'a Path,
+        _: &'a Adaptation,
+    ) -> LocalBoxFuture<'a, Result<(), hypervisor::Error>> {
+        async { self.effect("adapt").await.map_err(|()| refused("adapt")) }.boxed_local()
+    }
+
+    fn copy_snapshot<'a>(&'a self, _: &'a Path, _: &'a Path) -> LocalBoxFuture<'a, Result<(), hypervisor::Error>> {
+        async { self.effect("copy_snapshot").await.map_err(|()| refused("copy_snapshot")) }.boxed_local()
+    }
+
     fn clear<'a>(&'a self, launch: &'a Launch) -> LocalBoxFuture<'a, Result<(), hypervisor::Error>> {
         async move {
             self.effect("clear").await.map_err(|()| refused("clear"))?;
@@ -233,6 +317,13 @@ impl Hypervisor for Host {
             Ok(())
         }
         .boxed_local()
+    }
+}
+
+/// Continued: what concerns snapshots.
+impl Host {
+    fn write(&self, sandbox: &str) {
+        *self.0.borrow_mut().writes.entry(sandbox.to_owned()).or_default() += 1;
     }
 }
 
@@ -273,51 +364,6 @@ impl Network for Host {
     }
 }
 
-impl Disks for Host {
-    fn strategy(&self) -> Strategy {
-        Strategy::Overlay
-    }
-
-    fn dir(&self, sandbox: &SandboxId) -> PathBuf {
-        Path::new("/nowhere").join(sandbox.as_str())
-    }
-
-    fn create<'a>(&'a self, plan: &'a disk::Plan) -> LocalBoxFuture<'a, Result<SandboxDisks, disk::Error>> {
-        async move {
-            let failed = |()| disk::Error::Seed { field: "disk".into(), why: "as ordered".into() };
-            self.effect("disk").await.map_err(failed)?;
-            self.0.borrow_mut().disks.insert(plan.sandbox.to_string());
-            let dir = self.dir(&plan.sandbox);
-            let (path, base) = (dir.join("disk.qcow2"), "/nowhere/base".into());
-            let root = RootDisk { path, format: Format::Qcow2, backed: true, size: plan.size, base };
-            Ok(SandboxDisks { root, seed: dir.join("seed.img") })
-        }
-        .boxed_local()
-    }
-
-    fn remove<'a>(&'a self, sandbox: &'a SandboxId) -> LocalBoxFuture<'a, Result<(), disk::Error>> {
-        async move {
-            let failed = |()| disk::Error::Seed { field: "disk".into(), why: "as ordered".into() };
-            self.effect("erase").await.map_err(failed)?;
-            self.0.borrow_mut().disks.remove(sandbox.as_str());
-            Ok(())
-        }
-        .boxed_local()
-    }
-
-    fn hold_base<'a>(&'a self, _: &'a Path) -> LocalBoxFuture<'a, Result<(), disk::Error>> {
-        async { Ok(()) }.boxed_local()
-    }
-
-    fn space(&self) -> LocalBoxFuture<'_, Result<Space, disk::Error>> {
-        async { Ok(Space { total: 1 << 40, available: 1 << 39 }) }.boxed_local()
-    }
-
-    fn snapshot_count(&self) -> LocalBoxFuture<'_, Result<u64, disk::Error>> {
-        async { Ok(1) }.boxed_local()
-    }
-}
-
 impl Toolbox for Host {
     fn wait_ready<'a>(&'a self, _: &'a Namespace, _: Duration) -> LocalBoxFuture<'a, Result<String, Failure>> {
         async {
@@ -330,6 +376,14 @@ impl Toolbox for Host {
 
     fn init<'a>(&'a self, _: &'a Namespace, _: &'a str) -> LocalBoxFuture<'a, Result<(), Failure>> {
         async { Ok(()) }.boxed_local()
+    }
+
+    fn renew<'a>(&'a self, _: &'a Namespace, _: &'a Renewal) -> LocalBoxFuture<'a, Result<(), Failure>> {
+        async {
+            let failed = |()| Failure::new(ErrorCode::Internal, "the guest did not confirm, as ordered");
+            self.effect("renew").await.map_err(failed)
+        }
+        .boxed_local()
     }
 }
 
@@ -400,6 +454,7 @@ pub struct World {
     pub routes: Routes,
     pub ports: Ports,
     pub supervisor: Addr<SupervisorActor>,
+    pub forks: Addr<ForkActor>,
 }
 
 /// What outlives a runner: its host and its store.
@@ -429,6 +484,8 @@ impl World {
         let ports = Ports {
             network: Rc::new(host.clone()),
             disks: Rc::new(host.clone()),
+            memory: Rc::new(host.clone()),
+            snapshots: Rc::new(host.clone()),
             hypervisor: Rc::new(host.clone()),
             toolbox: Rc::new(host.clone()),
             store: Rc::new(SledStore::open(state).expect("the store opens")),
@@ -442,6 +499,10 @@ impl World {
             daemon_start_timeout: Some(Duration::from_secs(60)),
             sandbox_start_timeout: Duration::from_secs(30 * 60),
             stop_timeout: Duration::from_secs(10),
+            stop_mode: StopMode::Checkpoint,
+            memory: MemorySetting::Private,
+            identity: vm::IdentityPolicy::Request,
+            max_vcpus: 4,
         };
         let plan = Plan {
             ports: ports.clone(),
@@ -455,9 +516,15 @@ impl World {
         let (views, routes) = (Views::default(), Routes::default());
         let deaths = tokio::sync::mpsc::unbounded_channel().0;
         let proxy = ProxyActor::new(routes.clone(), deaths.clone()).start();
-        let supervisor = SupervisorActor::start_with(plan, views.clone(), proxy, deaths);
+        let supervisor = SupervisorActor::start_with(plan, views.clone(), proxy, deaths.clone());
+        let forks = ForkActor::start_with(
+            ports.clone(),
+            supervisor.clone().recipient(),
+            supervisor.clone().recipient(),
+            deaths,
+        );
         supervisor.send(Recover).await.expect("the supervisor lives").expect("the store is read");
-        Self { host, api, views, routes, ports, supervisor }
+        Self { host, api, views, routes, ports, supervisor, forks }
     }
 
     pub fn create(&self, id: &str) -> impl Future<Output = Result<(), Failure>> + use<> {
@@ -472,6 +539,13 @@ impl World {
 
     pub fn ask(&self, id: &str, ask: Ask) -> impl Future<Output = Result<(), Failure>> + use<> {
         self.order(Order::new(id.parse().expect("an id"), ask))
+    }
+
+    pub fn fork(&self, source: &str, copies: &[&str]) -> impl Future<Output = Result<Copies, Failure>> + use<> {
+        let copies = copies.iter().map(|copy| copy.parse().expect("an id")).collect();
+        let fork = Fork { source: source.parse().expect("an id"), copies, by_job: false };
+        let forks = self.forks.clone();
+        async move { forks.send(fork).await.expect("the ForkActor lives") }
     }
 
     fn order(&self, order: Order) -> impl Future<Output = Result<(), Failure>> + use<> {

@@ -118,6 +118,8 @@ pub fn config(setup: &Setup, disks: &Disks, serial: PathBuf) -> anyhow::Result<S
     let spec = VmSpec {
         vcpus: 1,
         memory_bytes: 1 << 30,
+        layout: runner_ch::hypervisor::wire::MemoryLayout::Shared,
+        max_vcpus: 1,
         kernel: setup.kernel.clone(),
         initramfs: None,
         cmdline: CMDLINE.to_owned(),

@@ -5,6 +5,7 @@
 //! and `mem` tell a reader the same story as for a real VM.
 
 mod layout;
+mod window;
 
 use std::ffi::c_void;
 use std::fs::{File, OpenOptions};
@@ -13,6 +14,7 @@ use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
@@ -23,6 +25,7 @@ use crate::error::{Chain, Outcome};
 use crate::sparse;
 
 pub use layout::Mapping;
+pub use window::Window;
 
 /// Piece in which memory is copied.
 const PIECE: u64 = 1 << 20;
@@ -43,6 +46,8 @@ struct Region {
 
 // SAFETY: the mapping belongs to the region alone and is only reached through it.
 unsafe impl Send for Region {}
+// SAFETY: shared are regions only with windows, which read and write atomically, and only while the VMM does not.
+unsafe impl Sync for Region {}
 
 /// A file that is mapped as memory.
 struct Backing {
@@ -55,7 +60,7 @@ struct Backing {
 
 /// All memory of one VM.
 pub struct Ram {
-    regions: Vec<Region>,
+    regions: Vec<Arc<Region>>,
     /// All pages count as touched (after an OnDemand restore).
     dense: bool,
 }
@@ -81,7 +86,7 @@ impl Ram {
         let regions = mappings.into_iter().map(|mapping| {
             let zone = zones.iter().find(|zone| zone.id == mapping.zone_id);
             let zone = zone.ok_or_else(|| Chain::new("Unknown memory zone"))?;
-            Region::map(zone, mapping)
+            Region::map(zone, mapping).map(Arc::new)
         });
         Ok(Self { regions: regions.collect::<Outcome<_>>()?, dense: false })
     }
@@ -109,7 +114,7 @@ impl Ram {
 
     /// Ranges a snapshot must carry: all but shared files that have a name.
     pub fn snapshot_ranges(&self) -> Vec<Range> {
-        let unsaved = |r: &&Region| r.shared_file.as_ref().is_none_or(|backing| !backing.named);
+        let unsaved = |r: &&Arc<Region>| r.shared_file.as_ref().is_none_or(|backing| !backing.named);
         let ranges = self.regions.iter().filter(unsaved).map(|r| Range { gpa: r.mapping.gpa, length: r.mapping.size });
         ranges.collect()
     }
@@ -132,7 +137,7 @@ impl Ram {
     }
 
     fn locate(&self, gpa: u64, length: usize) -> io::Result<*mut u8> {
-        let inside = |r: &&Region| {
+        let inside = |r: &&Arc<Region>| {
             let start = r.mapping.gpa;
             gpa >= start && gpa + length as u64 <= start + r.mapping.size
         };

@@ -80,10 +80,13 @@ impl Handle {
         self.submit(kind, ResourceType::Sandbox, &spec.id, payload)
     }
 
-    /// Orders a start.
+    /// Orders a start; of a paused sandbox, that it goes on.
     pub fn start_sandbox(&self, id: &str) -> Result<String, submit::Error> {
         let spec = CreateSpec::new(id);
-        let payload = payload::start(self.dialect(), &spec.organization_id, &spec.auth_token);
+        let payload = match self.sandbox(id).is_some_and(|row| row.state == SandboxState::Paused) {
+            true => payload::resume(&spec.auth_token),
+            false => payload::start(self.dialect(), &spec.organization_id, &spec.auth_token),
+        };
         self.submit(job_type::START_SANDBOX, ResourceType::Sandbox, id, payload)
     }
 

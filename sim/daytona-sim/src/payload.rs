@@ -2,7 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::job::job_type;
 use crate::options::Dialect;
+use crate::sandbox::SandboxState;
 
 /// The payload of a job: a text holding JSON, or nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -194,6 +196,56 @@ pub fn start(dialect: Dialect, organization_id: &str, auth_token: &str) -> Value
     }
 }
 
+/// The payload of START_SANDBOX for a paused sandbox: only the token.
+pub fn resume(auth_token: &str) -> Value {
+    json!({ "authToken": auth_token })
+}
+
+/// The payload of PAUSE_SANDBOX.
+pub fn pause(id: &str) -> Value {
+    json!({ "sandboxId": id })
+}
+
+/// Figures of RESIZE_SANDBOX; what is `None` is left out and stays.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Resize {
+    /// vCPUs.
+    pub cpu: Option<u32>,
+    /// GiB.
+    pub memory: Option<u32>,
+    /// GiB.
+    pub disk: Option<u32>,
+}
+
+impl Resize {
+    /// The payload.
+    pub fn payload(self) -> Value {
+        let mut map = Map::new();
+        put(&mut map, "cpu", self.cpu);
+        put(&mut map, "memory", self.memory);
+        put(&mut map, "disk", self.disk);
+        Value::Object(map)
+    }
+}
+
+/// Job type and payload of a snapshot of a sandbox. v0.190 leaves out `includeMemory` when it is false, the branch
+/// always sends `live`.
+pub fn snapshot(dialect: Dialect, id: &str, name: &str, organization_id: &str, memory: bool) -> (&'static str, Value) {
+    let mut json = json!({"sandboxId": id, "name": name, "organizationId": organization_id});
+    match dialect {
+        Dialect::Branch => {
+            json["live"] = Value::from(memory);
+            (job_type::CREATE_SANDBOX_SNAPSHOT, json)
+        }
+        Dialect::V0190 => {
+            if memory {
+                json["includeMemory"] = Value::from(true);
+            }
+            (job_type::SNAPSHOT_SANDBOX, json)
+        }
+    }
+}
+
 /// The payload of STOP_SANDBOX: `{}` or `{"force":…}` in v0.190, none on the branch.
 pub fn stop(dialect: Dialect, force: Option<bool>) -> Value {
     match (dialect, force) {
@@ -215,6 +267,14 @@ pub fn fork(dialect: Dialect, source: &str, new: &str, source_state: &str) -> Va
         json["sourceState"] = Value::from(source_state);
     }
     json
+}
+
+/// What the branch's fork says about the source.
+pub fn source_state(state: SandboxState) -> &'static str {
+    match state {
+        SandboxState::Stopped => "stopped",
+        _ => "started",
+    }
 }
 
 fn metadata(organization_id: &str, name: &str) -> Value {
@@ -255,6 +315,17 @@ mod tests {
     fn start_is_wrapped_only_in_the_new_dialect() {
         assert!(start(Dialect::V0190, "o", "t")["metadata"].is_object());
         assert_eq!(start(Dialect::Branch, "o", "t")["organizationId"], "o");
+    }
+
+    #[test]
+    fn snapshots_differ_between_the_dialects() {
+        let new = |memory| snapshot(Dialect::V0190, "a", "n", "o", memory);
+        assert_eq!(new(true).0, "SNAPSHOT_SANDBOX");
+        assert_eq!(new(true).1["includeMemory"], true);
+        assert!(new(false).1.get("includeMemory").is_none());
+        let old = snapshot(Dialect::Branch, "a", "n", "o", false);
+        assert_eq!((old.0, &old.1["live"]), ("CREATE_SANDBOX_SNAPSHOT", &Value::from(false)));
+        assert_eq!(Resize { cpu: Some(2), ..Resize::default() }.payload(), json!({"cpu": 2}));
     }
 
     #[test]

@@ -174,6 +174,10 @@ impl State {
             _ => S::Started,
         };
         let mut row = Sandbox::new(&job.resource_id, &job.runner_id, state, now);
+        let source = payload["sourceSandboxId"].as_str().and_then(|source| self.sandboxes.get(source));
+        if let Some(source) = source.filter(|_| creates) {
+            inherit(&mut row, source);
+        }
         fill_from_payload(&mut row, payload);
         row.settle();
         let text = describe(&row);
@@ -228,6 +232,15 @@ fn new_job(request: JobRequest, runner_id: String, now: Duration) -> Job {
     }
 }
 
+/// A fork has what its source has (PROTOCOL.md 5).
+fn inherit(row: &mut Sandbox, source: &Sandbox) {
+    (row.cpu, row.memory, row.disk) = (source.cpu, source.memory, source.disk);
+    row.snapshot.clone_from(&source.snapshot);
+    row.sandbox_class.clone_from(&source.sandbox_class);
+    row.env = source.env.clone();
+    row.network = source.network.clone();
+}
+
 /// Takes from a CREATE payload what the row shows.
 fn fill_from_payload(row: &mut Sandbox, payload: &Value) {
     let number = |name: &str, old: f64| payload[name].as_f64().unwrap_or(old);
@@ -236,7 +249,7 @@ fn fill_from_payload(row: &mut Sandbox, payload: &Value) {
     row.disk = number("storageQuota", row.disk);
     let text = |name: &str| payload[name].as_str().map(str::to_owned);
     row.name = text("name").unwrap_or(row.id.clone());
-    row.snapshot = text("snapshot");
+    row.snapshot = text("snapshot").or(row.snapshot.take());
     row.sandbox_class = text("sandboxClass").unwrap_or(row.sandbox_class.clone());
     if payload["env"].is_object() {
         row.env = payload["env"].clone();

@@ -7,22 +7,25 @@ use tokio::time::sleep;
 use tracing::{Instrument, info, info_span, warn};
 
 use super::JobPollerActor;
+use crate::actors::ForkActor;
 use crate::control_plane::JobReport;
 use crate::control_plane::wire::Job;
 use crate::error::{ErrorCode, Failure, chain};
-use crate::ids::SandboxId;
+use crate::ids::{SandboxId, SnapshotRef};
 use crate::jobs::journal::{Entry, Progress};
 use crate::jobs::outcome::Outcome;
-use crate::jobs::payload::{self, Command};
+use crate::jobs::payload::{self, Command, SnapshotSpec};
+use crate::messages::fork::{Fork, RemoveSnapshot, TakeSnapshot};
 use crate::messages::jobs::JobFinished;
 use crate::messages::supervisor::Order;
 use crate::ports::{Ports, unix_millis};
-use crate::sandbox::{Ask, admission};
+use crate::sandbox::{Ask, StopMode, admission};
 
 /// A job with what it needs.
 pub(super) struct Run {
     pub ports: Ports,
     pub orders: Recipient<Order>,
+    pub forks: Addr<ForkActor>,
     pub heartbeat: Duration,
     pub job: Job,
 }
@@ -83,19 +86,42 @@ impl Run {
                 admission::supported_at_start(&metadata)?;
                 Order { auth_token, ..self.order(Ask::Start)? }
             }
-            Command::Stop { force } => self.order(Ask::Stop { force })?,
+            Command::Stop { force } => self.order(Ask::Stop(if force { StopMode::Kill } else { StopMode::Usual }))?,
             Command::Destroy => self.order(Ask::Destroy)?,
+            Command::Pause => self.order(Ask::Pause)?,
+            Command::Resize(resize) => Order { resize: Some(resize), ..self.order(Ask::Resize)? },
+            Command::Fork { source, copy, clone } => return self.fork(source, copy, clone).await,
+            Command::Snapshot(spec) => return self.snapshot(spec).await,
+            Command::RemoveSnapshot(reference) => return self.remove_snapshot(reference).await,
             Command::Unknown(kind) => {
-                let message = format!(
-                    "unknown job type: {kind}; this runner does CREATE_SANDBOX, START_SANDBOX, STOP_SANDBOX and DESTROY_SANDBOX"
-                );
+                let message = format!("unknown job type: {kind}; this runner does {}", payload::KNOWN.join(", "));
                 return Err(Failure::new(ErrorCode::BadRequest, message));
             }
         };
-        let starts = matches!(order.ask, Ask::Create { .. } | Ask::Start);
+        let starts = matches!(order.ask, Ask::Create(_) | Ask::Start);
         let answered = self.orders.send(Order { by_job: true, ..order }).await;
-        let view = answered.map_err(|_| Failure::new(ErrorCode::Interrupted, "the runner is shutting down"))??;
+        let view = answered.map_err(|_| shutting_down())??;
         Ok(if starts { Outcome::started(view.as_deref()) } else { Outcome::done() })
+    }
+
+    async fn fork(&self, source: SandboxId, copy: SandboxId, clone: bool) -> Result<Outcome, Failure> {
+        let fork = Fork { source: source.clone(), copies: vec![copy], by_job: true };
+        let copies = self.forks.send(fork).await.map_err(|_| shutting_down())??;
+        let lost = || Failure::new(ErrorCode::Internal, "nothing was copied (a defect of the runner)");
+        let (_, made) = copies.into_iter().next().ok_or_else(lost)?;
+        Ok(Outcome::copied(&*made?, &source, clone))
+    }
+
+    async fn snapshot(&self, spec: SnapshotSpec) -> Result<Outcome, Failure> {
+        let SnapshotSpec { source, reference, name, memory, branch } = spec;
+        let take = TakeSnapshot { source, reference, name, memory, by_job: true };
+        let manifest = self.forks.send(take).await.map_err(|_| shutting_down())??;
+        Ok(Outcome::snapshot(&manifest, branch))
+    }
+
+    async fn remove_snapshot(&self, reference: SnapshotRef) -> Result<Outcome, Failure> {
+        self.forks.send(RemoveSnapshot(reference)).await.map_err(|_| shutting_down())??;
+        Ok(Outcome::done())
     }
 
     fn order(&self, ask: Ask) -> Result<Order, Failure> {
@@ -128,4 +154,8 @@ impl Run {
             warn!(error = %chain(&error), "the result of the job could not be stored");
         }
     }
+}
+
+fn shutting_down() -> Failure {
+    Failure::new(ErrorCode::Interrupted, "the runner is shutting down")
 }

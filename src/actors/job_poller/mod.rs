@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::{Deaths, ended};
+use super::{Deaths, ForkActor, ended};
 use crate::control_plane::wire::{Job, JobStatus, Jobs};
 use crate::error::chain;
 use crate::ids::JobId;
@@ -59,6 +59,7 @@ enum Known {
 pub struct JobPollerActor {
     ports: Ports,
     orders: Recipient<Order>,
+    forks: Addr<ForkActor>,
     settings: Settings,
     known: HashMap<JobId, Known>,
     /// Number of jobs being executed or reported; watched by the shutdown.
@@ -72,6 +73,7 @@ impl JobPollerActor {
     pub fn start_with(
         ports: Ports,
         orders: Recipient<Order>,
+        forks: Addr<ForkActor>,
         settings: Settings,
         journal: Vec<Entry>,
         deaths: Deaths,
@@ -79,6 +81,7 @@ impl JobPollerActor {
         let actor = Self {
             ports,
             orders,
+            forks,
             settings,
             known: HashMap::new(),
             active: watch::Sender::new(0),
@@ -130,6 +133,7 @@ impl JobPollerActor {
                 let run = execute::Run {
                     ports: self.ports.clone(),
                     orders: self.orders.clone(),
+                    forks: self.forks.clone(),
                     heartbeat: self.settings.heartbeat,
                     job,
                 };

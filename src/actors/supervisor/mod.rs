@@ -13,7 +13,7 @@ use super::vm::{self, Settings, Tools, VmActor};
 use super::{Deaths, ProxyActor, ended};
 use crate::error::Failure;
 use crate::ids::SandboxId;
-use crate::messages::supervisor::{ChildEnded, Drain, Order, Recover};
+use crate::messages::supervisor::{ChildEnded, Describe, Drain, Order, Recover};
 use crate::net::SlotPool;
 use crate::ports::Ports;
 use crate::sandbox::admission::{Defaults, Situation};
@@ -173,6 +173,14 @@ impl Handler<Order> for SupervisorActor {
 
     fn handle(&mut self, order: Order, _: &mut Self::Context) -> Self::Result {
         Box::pin(order::carry_out(self.core.clone(), order))
+    }
+}
+
+impl Handler<Describe> for SupervisorActor {
+    type Result = ResponseFuture<Result<Option<Box<Record>>, Failure>>;
+
+    fn handle(&mut self, describe: Describe, _: &mut Self::Context) -> Self::Result {
+        Box::pin(order::describe(self.core.clone(), describe.0))
     }
 }
 

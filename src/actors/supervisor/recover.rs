@@ -23,6 +23,7 @@ pub(super) async fn all(core: Rc<Core>) -> Result<(), Failure> {
     for unreadable in loaded.unreadable {
         set_aside(&core, unreadable);
     }
+    sweep(&core).await;
     let mut sandboxes = loaded.sandboxes;
     claim_slots(&core, &mut sandboxes);
     let total = sandboxes.len();
@@ -30,6 +31,21 @@ pub(super) async fn all(core: Rc<Core>) -> Result<(), Failure> {
     core.recovering.set(false);
     info!(sandboxes = total, "recovered");
     Ok(())
+}
+
+/// What a crash has left of copies and snapshots that were being made. None of it belongs to a sandbox.
+async fn sweep(core: &Core) {
+    let ports = &core.tools.ports;
+    match ports.disks.sweep().await {
+        Ok(0) => {}
+        Ok(count) => info!(count, "removed what an earlier life left of copies"),
+        Err(error) => warn!(error = %chain(&error), "cannot look for what an earlier life left of copies"),
+    }
+    match ports.snapshots.sweep().await {
+        Ok(0) => {}
+        Ok(count) => info!(count, "removed snapshots that were not completed"),
+        Err(error) => warn!(error = %chain(&error), "cannot look for snapshots that were not completed"),
+    }
 }
 
 /// A record that cannot be read still stands for a sandbox that may run: it is shown, its slot is kept,
@@ -71,10 +87,10 @@ fn claim_slots(core: &Core, records: &mut [Record]) {
 }
 
 async fn bring_back(core: &Rc<Core>, record: Record) {
-    // A cloned disk stands alone; only an overlay needs its base.
+    // A cloned disk stands alone; only an overlay needs what is below it.
     if let Some(disks) = &record.disks
         && disks.root.backed
-        && let Err(error) = core.tools.ports.disks.hold_base(&disks.root.base).await
+        && let Err(error) = core.tools.ports.disks.hold(&record.id, &disks.root).await
     {
         warn!(sandbox = %record.id, error = %chain(&error), "the base image of a stored sandbox cannot be locked");
     }

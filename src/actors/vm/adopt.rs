@@ -53,19 +53,20 @@ pub async fn adopt(tools: &Tools, record: &Record) -> Adopted {
 }
 
 /// The machine of a stored sandbox and what it does first.
-pub(super) fn machine(phase: Phase, adopted: &Adopted, disk: bool) -> (Machine, Vec<Action>) {
+pub(super) fn machine(record: &Record, adopted: &Adopted) -> (Machine, Vec<Action>) {
     let evidence = match (&adopted.trouble, &adopted.vmm) {
         (Some(_), _) => Evidence::Unknown,
         (None, Some(_)) => Evidence::Alive,
         (None, None) => Evidence::Gone,
     };
-    match decide(phase, evidence) {
-        Continue::Rest(rest) => (Machine::resting(rest, disk), Vec::new()),
-        Continue::LeaveAlone => (Machine::resting(Rest::Broken, disk), Vec::new()),
-        Continue::Do(op) => {
-            let mut machine = Machine::resting(Rest::Broken, disk);
-            let first = machine.begin(op);
-            (machine, first)
-        }
-    }
+    let at = |rest| Machine::resting(rest, record.disks.is_some()).with_checkpoint(record.checkpoint.is_some());
+    let (op, then) = match decide(record.phase, evidence) {
+        Continue::Rest(rest) => return (at(rest), Vec::new()),
+        Continue::LeaveAlone => return (at(Rest::Broken), Vec::new()),
+        Continue::Do(op) => (op, None),
+        Continue::Then(op, ask) => (op, Some(ask)),
+    };
+    let mut machine = at(Rest::Broken);
+    let first = machine.begin(op, then);
+    (machine, first)
 }

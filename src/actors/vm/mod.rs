@@ -14,19 +14,39 @@ use tracing::{info, warn};
 
 use super::ProxyActor;
 use crate::error::{ErrorCode, Failure};
+use crate::fork::plan::MemorySetting;
+use crate::fork::{Facts, Plan, Ticket, choose};
 use crate::hypervisor::{Exit, Vmm};
 use crate::messages::supervisor::ChildEnded;
-use crate::messages::vm::{Blueprint, Command, Reply};
+use crate::messages::vm::{Blueprint, Command, GetRecord, Reply, Resize, Source};
 use crate::net::{Namespace, SlotPool};
 use crate::ports::{Ports, unix_millis};
+use crate::sandbox::record::Begin;
 use crate::sandbox::view::StageTime;
-use crate::sandbox::{Action, Caller, Event, Machine, Op, Phase, Record, Rest, Stage, View, Views, WireState};
+use crate::sandbox::{Action, Ask, Caller, Event, Machine, Make, Op, Phase, Record, Rest, Stage, StopMode, Views};
 
 pub mod adopt;
+mod copy;
+mod merge;
 mod perform;
+mod resize;
+mod revive;
+mod view;
 
 pub use adopt::Adopted;
 use perform::{Done, Output};
+
+/// Whether a copied guest must be given an identity of its own (`RUNNER_FORK_IDENTITY`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum IdentityPolicy {
+    /// A copy whose guest does not confirm it fails.
+    Require,
+    /// It is asked; whether it has confirmed is shown.
+    #[default]
+    Request,
+    /// It is not asked.
+    Off,
+}
 
 /// What every sandbox's actor is told once.
 #[derive(Debug, Clone)]
@@ -45,6 +65,14 @@ pub struct Settings {
     pub sandbox_start_timeout: Duration,
     /// How long a guest may take to power off.
     pub stop_timeout: Duration,
+    /// How a sandbox is stopped when nobody says how.
+    pub stop_mode: StopMode,
+    /// What guest memory is made of.
+    pub memory: MemorySetting,
+    /// Identity of copied guests.
+    pub identity: IdentityPolicy,
+    /// Up to so many virtual CPUs can be added while a VM runs.
+    pub max_vcpus: u32,
 }
 
 /// What an actor of a sandbox works with; cheap to clone.
@@ -81,6 +109,22 @@ pub struct VmActor {
     last_caller: u64,
     /// What the next creation makes; the last request's wins.
     blueprint: Option<Box<Blueprint>>,
+    /// What the present creation is copied from.
+    source: Option<Source>,
+    /// Who waits for the captures that were asked for.
+    tickets: HashMap<Caller, Ticket>,
+    /// What the resizes that were asked for shall change.
+    resizes: HashMap<Caller, Resize>,
+    /// The layers of its disk are being merged.
+    merging: bool,
+    /// A layer that its disk can be put on.
+    merged: Option<merge::Merged>,
+    /// Rises with every VMM that is launched: the end of an old one is no news.
+    launches: u64,
+    /// Since when the source of a capture is paused.
+    suspended: Option<tokio::time::Instant>,
+    /// How long the last capture paused it, in microseconds.
+    last_pause: Option<u64>,
     queue: VecDeque<Action>,
     performing: bool,
     interrupt: Option<oneshot::Sender<()>>,
@@ -102,11 +146,12 @@ impl VmActor {
         let saved = Some(record.clone());
         if let Some(reason) = &adopted.trouble {
             record.error = Some(reason.clone());
-        } else if record.phase == Phase::Started && adopted.vmm.is_none() {
+        } else if matches!(record.phase, Phase::Started | Phase::Paused | Phase::Capturing | Phase::Waking)
+            && adopted.vmm.is_none()
+        {
             record.error = Some("the VMM ended while the runner was not running".to_owned());
         }
-        let disk = record.disks.is_some();
-        let (machine, first) = adopt::machine(record.phase, &adopted, disk);
+        let (machine, first) = adopt::machine(&record, &adopted);
         let mut actor = Self::with(tools, incarnation, record, saved, machine, adopted);
         actor.begun = true;
         actor.first = first;
@@ -134,6 +179,14 @@ impl VmActor {
             callers: HashMap::new(),
             last_caller: 0,
             blueprint: None,
+            source: None,
+            tickets: HashMap::new(),
+            resizes: HashMap::new(),
+            merging: false,
+            merged: None,
+            launches: 0,
+            suspended: None,
+            last_pause: None,
             queue: VecDeque::new(),
             performing: false,
             interrupt: None,
@@ -189,6 +242,8 @@ impl VmActor {
     fn answer(&mut self, callers: &[Caller], result: &Result<(), Failure>) {
         let view = (self.machine.rest() != Some(Rest::Absent)).then(|| Arc::new(self.view()));
         for caller in callers {
+            self.tickets.remove(caller);
+            self.resizes.remove(caller);
             if let Some(reply) = self.callers.remove(caller) {
                 // A caller that has gone away does not want the answer.
                 let _ = reply.send(result.clone().map(|()| view.clone()));
@@ -214,25 +269,40 @@ impl VmActor {
             },
             vmm: self.vmm.clone(),
             stage,
+            op: self.machine.work().map_or(Op::Clear, |(op, _)| op),
+            source: self.source.clone(),
+            ticket: self.machine.callers().iter().find_map(|caller| self.tickets.get(caller).cloned()),
+            resize: self.machine.callers().iter().find_map(|caller| self.resizes.get(caller).copied()),
+            plan: self.capture_plan(),
+            merged: self.merged.clone(),
             discards: self.machine.work().is_some_and(|(op, _)| op.stages().contains(&Stage::Erase)),
         };
         ctx.spawn(job.run(interrupted).into_actor(self).map(Self::performed));
     }
 
     fn prepare(&mut self, stage: Stage) {
+        let op = self.machine.work().map(|(op, _)| op);
+        if op.is_some_and(|op| op.stages().first() == Some(&stage)) {
+            self.begin();
+        }
         match stage {
-            Stage::Gate => self.begin(),
-            Stage::Network | Stage::Provide if self.record.slot.is_none() => {
+            Stage::Network | Stage::Provide | Stage::Room if self.record.slot.is_none() => {
                 self.record.slot = self.tools.slots.borrow_mut().take();
             }
             Stage::Launch => {
-                self.record.run += 1;
+                // The guest of a replaced VMM goes on, and so do the connections to it.
+                if !matches!(op, Some(Op::Replace(_))) {
+                    self.record.run += 1;
+                }
+                self.launches += 1;
                 self.exit = None;
             }
+            // From here on the memory on disk is older than the disk.
+            Stage::Wake | Stage::Configure => self.record.checkpoint = None,
             // What is stored from here on must not promise a disk.
-            Stage::Erase => self.record.disks = None,
+            Stage::Erase => (self.record.disks, self.record.checkpoint) = (None, None),
             // It ends because somebody asked for it.
-            Stage::PowerOff | Stage::End if matches!(self.machine.work(), Some((Op::Stop { .. }, _))) => {
+            Stage::PowerOff | Stage::End if matches!(op, Some(Op::Stop(_))) => {
                 self.record.error = None;
             }
             _ => {}
@@ -248,18 +318,34 @@ impl VmActor {
 
     /// A new operation builds from the newest request: what this actor made before may be gone.
     fn begin(&mut self) {
-        self.timings.clear();
-        self.record.error = None;
-        if let (Some((Op::Create { .. }, _)), Some(blueprint)) = (self.machine.work(), self.blueprint.take()) {
-            let Blueprint { spec, size } = *blueprint;
-            self.record = Record { run: self.record.run, ..Record::new(spec, size, unix_millis()) };
+        let Some((op, _)) = self.machine.work() else { return };
+        if op.builds() && !matches!(op, Op::Rescue { .. }) {
+            self.timings.clear();
+            self.record.error = None;
+            self.record.begin = Begin::default();
         }
+        if let (Op::Create(_), Some(blueprint)) = (op, self.blueprint.take()) {
+            let Blueprint { spec, size, source, note } = *blueprint;
+            let origin = source.as_ref().map(|source| source.origin.clone());
+            let begin = Begin { note, ..Begin::default() };
+            self.record = Record { run: self.record.run, origin, begin, ..Record::new(spec, size, unix_millis()) };
+            self.source = source;
+        }
+    }
+
+    /// How this sandbox would be captured now; none without a VMM.
+    fn capture_plan(&self) -> Option<Plan> {
+        let (known, disks) = (self.record.vmm.as_ref()?, self.record.disks.as_ref()?);
+        let layout = self.record.memory_layout();
+        Some(choose(Facts { version: &known.version, layout: &layout, format: disks.root.format }))
     }
 
     /// Nothing has happened before the gate, and the process is found by its socket if the runner
     /// dies right after the launch; every other change is stored before the next effect.
     fn needs_save(&self, stage: Stage) -> bool {
-        !matches!(stage, Stage::Gate | Stage::Launch) && self.saved.as_ref() != Some(&self.record)
+        let nothing_yet = stage == Stage::Gate
+            && !matches!(self.machine.work(), Some((Op::Create(Make::Copy | Make::Revive | Make::Warm), _)));
+        !nothing_yet && stage != Stage::Launch && self.saved.as_ref() != Some(&self.record)
     }
 
     fn performed(done: Done, act: &mut Self, ctx: &mut Context<Self>) {
@@ -271,7 +357,7 @@ impl VmActor {
         act.timings.push(StageTime { stage: done.stage.name().to_owned(), micros: done.micros });
         let result = match (done.result, done.stage, act.exit.take()) {
             // It died after it was ready and before anybody was told: that is no success.
-            (Ok(_), Stage::Ready | Stage::Commit, Some(exit)) => {
+            (Ok(_), Stage::Wake | Stage::Ready | Stage::Identify | Stage::Commit, Some(exit)) => {
                 Err(Failure::new(ErrorCode::Internal, format!("the guest did not stay up: {exit}")))
             }
             (result, _, exit) => {
@@ -288,9 +374,7 @@ impl VmActor {
             Err(failure) => {
                 warn!(sandbox = %act.record.id, stage = done.stage.name(), micros = done.micros, error = %failure, "stage failed");
                 // A guest that had to be forced and a request that was overtaken are nobody's fault.
-                if done.stage != Stage::PowerOff && failure.code != ErrorCode::Interrupted {
-                    act.record.error = Some(failure.message.clone());
-                }
+                act.note_failure(done.stage, &failure);
                 Event::StageFailed(done.stage, failure)
             }
         };
@@ -304,6 +388,8 @@ impl VmActor {
             Output::Nothing => {}
             Output::Permit(permit) => self.permit = Some(permit),
             Output::Provided(disks, netns) => {
+                // A disk that was put on its merged layer is told here, too.
+                self.merged = self.merged.take().filter(|_| disks.is_none());
                 self.record.disks = disks.or(self.record.disks.take());
                 self.netns = netns.or(self.netns.take());
             }
@@ -313,12 +399,67 @@ impl VmActor {
                 self.watch(ctx);
             }
             Output::Version(version) => self.record.daemon_version = version,
+            Output::Configured(layout) => {
+                self.record.layout = Some(layout);
+                self.record.running = Some(self.record.size);
+            }
+            Output::Grafted { disks, mac } => {
+                self.record.disks = Some(disks);
+                self.record.mac = mac.or(self.record.mac);
+            }
+            Output::Restored { layout, mapped, copy, running } => {
+                self.record.layout = Some(layout);
+                self.record.running = Some(running);
+                if !matches!(self.machine.work(), Some((Op::Replace(_), _))) {
+                    self.record.begin = Begin { warm: true, mapped, copy, ..Begin::default() };
+                }
+            }
+            Output::Identity(identity) => self.record.begin.identity = identity,
+            Output::Suspended { record, since, merged } => {
+                self.merged = merged.or(self.merged.take());
+                self.saved = Some((*record).clone());
+                self.record = *record;
+                self.suspended = Some(since);
+            }
+            Output::Layered { root, stamp } => {
+                self.merged = None;
+                if let Some(disks) = &mut self.record.disks {
+                    disks.root = root;
+                }
+                if let Some(checkpoint) = &mut self.record.checkpoint {
+                    checkpoint.stamp = Some(stamp);
+                }
+            }
+            Output::Captured { pause_micros, disk } => {
+                self.last_pause = pause_micros.or(self.last_pause);
+                if let Some((root, stamp)) = disk {
+                    if let Some(disks) = &mut self.record.disks {
+                        disks.root = root;
+                    }
+                    if let Some(checkpoint) = &mut self.record.checkpoint {
+                        checkpoint.stamp = Some(stamp);
+                    }
+                }
+            }
+            Output::Stamped(stamp) => {
+                if let Some(checkpoint) = &mut self.record.checkpoint {
+                    checkpoint.stamp = checkpoint.stamp.or(Some(stamp));
+                }
+            }
+            Output::Resized(record) => self.record = *record,
         }
         match stage {
             Stage::Boot => self.permit = None,
+            Stage::Wake => {
+                self.permit = None;
+                if let Some(since) = self.suspended.take() {
+                    self.last_pause = Some(since.elapsed().as_micros().try_into().unwrap_or(u64::MAX));
+                }
+            }
             Stage::End => {
                 self.vmm = None;
                 self.record.vmm = None;
+                self.record.running = None;
             }
             Stage::Unplug => {
                 if let Some(slot) = self.record.slot.take() {
@@ -329,12 +470,27 @@ impl VmActor {
         }
     }
 
+    fn note_failure(&mut self, stage: Stage, failure: &Failure) {
+        let op = self.machine.work().map(|(op, _)| op);
+        match (op, stage) {
+            // A guest that had to be forced and a request that was overtaken are nobody's fault.
+            (_, Stage::PowerOff) => {}
+            _ if failure.code == ErrorCode::Interrupted => {}
+            // What was tried in vain on a sandbox that goes on as before is told to who asked.
+            (_, Stage::Suspend | Stage::Capture | Stage::Pause | Stage::Resize) => {}
+            (Some(Op::Start { warm: true } | Op::Create(Make::Warm)), Stage::Restore) => {
+                self.record.begin.note = Some(failure.message.clone())
+            }
+            _ => self.record.error = Some(failure.message.clone()),
+        }
+    }
+
     fn watch(&self, ctx: &mut Context<Self>) {
         if let Some(vmm) = self.vmm.clone() {
-            let run = self.record.run;
+            let launch = self.launches;
             let exited = async move { vmm.exited().await };
             ctx.spawn(exited.into_actor(self).map(move |exit, act, ctx| {
-                if act.record.run == run {
+                if act.launches == launch {
                     act.exit = Some(exit);
                     act.notice_exit(ctx);
                 }
@@ -345,7 +501,7 @@ impl VmActor {
     /// A VMM that ends while nobody asked for it: seen at rest at once, otherwise when the operation
     /// under way has settled.
     fn notice_exit(&mut self, ctx: &mut Context<Self>) {
-        if self.machine.rest() != Some(Rest::Started) || self.performing {
+        if !self.machine.rest().is_some_and(Rest::lives) || self.performing {
             return;
         }
         if let Some(exit) = self.exit.take() {
@@ -371,33 +527,8 @@ impl VmActor {
             act.saved = saved;
             act.apply(Vec::new(), ctx);
             act.notice_exit(ctx);
+            act.merge(ctx);
         }));
-    }
-
-    fn publish(&self) {
-        if Phase::of(&self.machine).is_some() {
-            self.tools.views.publish(self.view());
-        } else if self.queue.is_empty() && !self.performing {
-            self.tools.views.forget(&self.record.id);
-        }
-    }
-
-    fn view(&self) -> View {
-        let plan = self.record.slot.map(|slot| self.tools.slots.borrow().plan(&self.record.id, slot));
-        View {
-            id: self.record.id.clone(),
-            state: Phase::of(&self.machine).map_or(WireState::Destroyed, WireState::from),
-            settled: self.machine.work().is_none(),
-            size: self.record.size,
-            daemon_version: self.record.daemon_version.clone(),
-            error: self.record.error.clone(),
-            address: plan.as_ref().map(|plan| plan.address),
-            netns: plan.map(|plan| plan.netns.to_string()),
-            pid: self.record.vmm.as_ref().map(|vmm| vmm.process.pid),
-            created_at: self.record.created_at,
-            since: self.record.since,
-            timings: self.timings.clone(),
-        }
     }
 }
 
@@ -425,8 +556,11 @@ impl Handler<Command> for VmActor {
         self.last_caller += 1;
         let caller = Caller(self.last_caller);
         self.callers.insert(caller, command.reply);
-        self.blueprint = command.blueprint.or(self.blueprint.take());
-        if let Some(token) = command.auth_token {
+        let extras = command.extras;
+        self.blueprint = extras.blueprint.or(self.blueprint.take());
+        self.tickets.extend(extras.ticket.map(|ticket| (caller, ticket)));
+        self.resizes.extend(extras.resize.map(|resize| (caller, resize)));
+        if let Some(token) = extras.auth_token {
             self.record.spec.auth_token = Some(token);
             if self.machine.rest() == Some(Rest::Started)
                 && let Some(netns) = self.netns.clone()
@@ -434,7 +568,20 @@ impl Handler<Command> for VmActor {
                 perform::introduce(&self.tools, &self.record, netns);
             }
         }
-        let actions = self.machine.step(Event::Asked(caller, command.ask));
+        let ask = match command.ask {
+            Ask::Stop(StopMode::Usual) => Ask::Stop(self.tools.settings.stop_mode),
+            Ask::Capture { .. } => Ask::Capture { replace: self.capture_plan().is_some_and(|plan| plan.replace) },
+            ask => ask,
+        };
+        let actions = self.machine.step(Event::Asked(caller, ask));
         self.apply(actions, ctx);
+    }
+}
+
+impl Handler<GetRecord> for VmActor {
+    type Result = actix::MessageResult<GetRecord>;
+
+    fn handle(&mut self, _: GetRecord, _: &mut Self::Context) -> Self::Result {
+        actix::MessageResult(Box::new(self.record.clone()))
     }
 }

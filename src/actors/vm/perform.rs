@@ -10,14 +10,18 @@ use tokio::time::{Instant, timeout};
 use tracing::warn;
 
 use super::Tools;
-use crate::disk::{Format, Plan as DiskPlan, SandboxDisks, Seed};
+use super::merge::Merged;
+use crate::disk::{Format, Plan as DiskPlan, RootDisk, SandboxDisks, Seed, Stamp};
 use crate::error::{Certainty, ErrorCode, Failure};
+use crate::fork::capture::MEMORY;
+use crate::fork::{Plan as CapturePlan, Report, Ticket};
 use crate::hypervisor::launch::Files;
-use crate::hypervisor::wire::{ImageType, VmSpec};
+use crate::hypervisor::wire::{ImageType, MemoryLayout, VmSpec};
 use crate::hypervisor::{Launch, VmConfig, Vmm, tail};
 use crate::messages::proxy::{CloseRoute, OpenRoute};
+use crate::messages::vm::{Resize, Source};
 use crate::net::{self, Namespace};
-use crate::sandbox::{Record, Rest, Stage};
+use crate::sandbox::{Op, Record, Rest, Size, Stage};
 
 /// How long an orderly end of the VMM may take before it is killed; it flushes disks meanwhile.
 const END_GRACE: Duration = Duration::from_secs(10);
@@ -35,6 +39,34 @@ pub(super) enum Output {
     Provided(Option<SandboxDisks>, Option<Namespace>),
     Vmm(Rc<dyn Vmm>),
     Version(Option<String>),
+    Configured(MemoryLayout),
+    Grafted {
+        disks: SandboxDisks,
+        mac: Option<[u8; 6]>,
+    },
+    Restored {
+        layout: MemoryLayout,
+        mapped: Option<u64>,
+        copy: Option<Report>,
+        running: Size,
+    },
+    Identity(Option<Result<(), String>>),
+    /// The record as it was stored with its checkpoint; paused since then.
+    Suspended {
+        record: Box<Record>,
+        since: Instant,
+        merged: Option<Merged>,
+    },
+    Layered {
+        root: RootDisk,
+        stamp: Stamp,
+    },
+    Captured {
+        pause_micros: Option<u64>,
+        disk: Option<(RootDisk, Stamp)>,
+    },
+    Stamped(Stamp),
+    Resized(Box<Record>),
 }
 
 /// How a stage went.
@@ -55,6 +87,15 @@ pub(super) struct Job {
     pub netns: Option<Namespace>,
     pub vmm: Option<Rc<dyn Vmm>>,
     pub stage: Stage,
+    pub op: Op,
+    /// What a creation is copied from.
+    pub source: Option<Source>,
+    /// Who waits for a capture.
+    pub ticket: Option<Ticket>,
+    pub resize: Option<Resize>,
+    pub merged: Option<Merged>,
+    /// How it is captured.
+    pub plan: Option<CapturePlan>,
     /// The disk is removed next, so nothing needs to be flushed to it.
     pub discards: bool,
 }
@@ -88,7 +129,7 @@ impl Job {
     /// the gate, for ever. Stages that wait for a guest have settings of their own.
     async fn in_time(self, interrupted: oneshot::Receiver<()>) -> Result<Output, Failure> {
         let (stage, id) = (self.stage, self.record.id.clone());
-        if matches!(stage, Stage::Gate | Stage::Boot | Stage::Ready | Stage::PowerOff) {
+        if matches!(stage, Stage::Gate | Stage::Graft | Stage::Boot | Stage::Ready | Stage::PowerOff) {
             return self.stage(interrupted).await;
         }
         timeout(STAGE_DEADLINE, self.stage(interrupted)).await.unwrap_or_else(|_| {
@@ -108,11 +149,21 @@ impl Job {
         match self.stage {
             Stage::Gate => self.gate(interrupted).await,
             Stage::Disk | Stage::Network | Stage::Provide => self.provide(interrupted).await,
+            Stage::Room => self.room().await,
             Stage::Launch => self.launch().await,
+            Stage::Graft => self.graft(interrupted).await,
             Stage::Configure => self.configure().await,
             Stage::Boot => self.boot(interrupted).await,
+            Stage::Restore => self.restore().await,
+            Stage::Wake => self.wake().await,
             Stage::Ready => self.ready(interrupted).await,
+            Stage::Identify => self.identify().await,
             Stage::Commit => self.commit().await,
+            Stage::Suspend => self.suspend().await,
+            Stage::Layer => self.layer().await,
+            Stage::Pause => self.pause().await,
+            Stage::Capture => self.capture().await,
+            Stage::Resize => self.change_size().await,
             Stage::PowerOff => self.power_off(interrupted).await,
             Stage::End => self.end().await,
             Stage::Unplug => self.unplug().await,
@@ -126,7 +177,16 @@ impl Job {
     /// Disk and network side by side. The first use of a base may flatten it, which takes minutes, so this
     /// can be interrupted: the ports finish or take back by themselves what was begun.
     async fn provide(self, interrupted: oneshot::Receiver<()>) -> Result<Output, Failure> {
-        let disk = async { if self.stage == Stage::Network { Ok(None) } else { self.disk().await.map(Some) } };
+        let disk = async {
+            match (self.stage, &self.record.disks) {
+                (Stage::Network, Some(disks)) => {
+                    let rebased = self.rebased(&disks.root).await?;
+                    Ok(rebased.map(|root| SandboxDisks { root, seed: disks.seed.clone() }))
+                }
+                (Stage::Network, None) => Ok(None),
+                _ => self.disk().await.map(Some),
+            }
+        };
         let network = async { if self.stage == Stage::Disk { Ok(None) } else { self.network().await.map(Some) } };
         tokio::select! {
             // Both run to their end even if one fails: what was made is then there to be undone.
@@ -144,23 +204,33 @@ impl Job {
 
     async fn disk(&self) -> Result<SandboxDisks, Failure> {
         let Record { id, spec, size, .. } = &self.record;
-        let seed = Seed {
-            sandbox: id.clone(),
-            hostname: id.to_string(),
-            mac: net::addresses::guest_mac(id),
-            env: spec.env.clone(),
-            os_user: spec.os_user.clone(),
-        };
+        let seed = self.seed(self.record.guest_mac());
         let plan = DiskPlan { sandbox: id.clone(), base: spec.snapshot.clone(), size: size.disk, seed };
         Ok(self.tools.ports.disks.create(&plan).await?)
     }
 
-    fn network_plan(&self) -> Option<net::Plan> {
-        let slot = self.record.slot?;
-        Some(self.tools.slots.borrow().plan(&self.record.id, slot))
+    pub(super) fn seed(&self, mac: [u8; 6]) -> Seed {
+        let Record { id, spec, .. } = &self.record;
+        Seed {
+            sandbox: id.clone(),
+            hostname: id.to_string(),
+            mac,
+            env: spec.env.clone(),
+            os_user: spec.os_user.clone(),
+        }
     }
 
-    async fn network(&self) -> Result<Namespace, Failure> {
+    fn network_plan(&self) -> Option<net::Plan> {
+        let slot = self.record.slot?;
+        // A copied guest keeps the MAC that its memory holds.
+        let guest_mac = match &self.source {
+            Some(source) => source.mac.unwrap_or_else(|| self.record.guest_mac()),
+            None => self.record.guest_mac(),
+        };
+        Some(net::Plan { guest_mac, ..self.tools.slots.borrow().plan(&self.record.id, slot) })
+    }
+
+    pub(super) async fn network(&self) -> Result<Namespace, Failure> {
         let plan = self.network_plan().ok_or_else(|| {
             Failure::new(
                 ErrorCode::Busy,
@@ -176,7 +246,7 @@ impl Job {
         socket_path(&self.tools, &self.record)
     }
 
-    fn dir(&self) -> PathBuf {
+    pub(super) fn dir(&self) -> PathBuf {
         self.tools.ports.disks.dir(&self.record.id)
     }
 
@@ -191,10 +261,18 @@ impl Job {
         let vmm = self.vmm.clone().ok_or_else(|| lost("VMM"))?;
         let disks = self.record.disks.clone().ok_or_else(|| lost("disk"))?;
         let settings = &self.tools.settings;
-        let mac = net::addresses::guest_mac(&self.record.id);
+        let file = self.dir().join(MEMORY);
+        let layout = settings.memory.layout(vmm.version(), file.clone());
+        match &layout {
+            MemoryLayout::Private { .. } => self.tools.ports.memory.blank(&file, self.record.size.memory).await?,
+            MemoryLayout::File { .. } => self.tools.ports.memory.own(&file, self.record.size.memory).await?,
+            MemoryLayout::Shared | MemoryLayout::Anonymous => {}
+        }
         let spec = VmSpec {
             vcpus: self.record.size.vcpus,
             memory_bytes: self.record.size.memory,
+            layout: layout.clone(),
+            max_vcpus: settings.max_vcpus.max(self.record.size.vcpus),
             kernel: settings.kernel.clone(),
             initramfs: settings.initramfs.clone(),
             cmdline: settings.cmdline.clone(),
@@ -202,11 +280,11 @@ impl Job {
             backed: disks.root.backed,
             seed: disks.seed,
             tap: net::TAP.to_owned(),
-            mac: mac.map(|byte| format!("{byte:02x}")).join(":"),
+            mac: self.record.guest_mac().map(|byte| format!("{byte:02x}")).join(":"),
             serial: Files::new(self.dir()).serial(),
         };
         vmm.create(&VmConfig::for_sandbox(spec, vmm.version())).await?;
-        Ok(Output::Nothing)
+        Ok(Output::Configured(layout))
     }
 
     async fn boot(self, interrupted: oneshot::Receiver<()>) -> Result<Output, Failure> {
@@ -264,6 +342,9 @@ impl Job {
     }
 
     async fn commit(self) -> Result<Output, Failure> {
+        if self.op != Op::Replace(Rest::Paused) {
+            self.tidy().await;
+        }
         if let Some(netns) = self.netns.clone() {
             let open = OpenRoute { id: self.record.id.clone(), run: self.record.run, netns };
             self.tools.proxy.send(open).await.map_err(|_| lost("proxy"))?;
@@ -281,6 +362,8 @@ impl Job {
     async fn power_off(self, interrupted: oneshot::Receiver<()>) -> Result<Output, Failure> {
         self.close_route().await;
         let Some(vmm) = self.vmm.clone() else { return Ok(Output::Nothing) };
+        // A paused guest hears nothing.
+        vmm.resume().await?;
         vmm.power_button().await?;
         let patience = self.tools.settings.stop_timeout;
         tokio::select! {
@@ -296,7 +379,10 @@ impl Job {
     }
 
     async fn end(self) -> Result<Output, Failure> {
-        self.close_route().await;
+        // The guest of a replaced VMM goes on under the same address.
+        if !matches!(self.op, Op::Replace(_)) {
+            self.close_route().await;
+        }
         match &self.vmm {
             Some(vmm) => drop(vmm.end(if self.discards { DISCARD_GRACE } else { END_GRACE }).await?),
             None => {
@@ -313,7 +399,14 @@ impl Job {
         if let Some(plan) = self.network_plan() {
             self.tools.ports.network.remove(&plan).await?;
         }
-        Ok(Output::Nothing)
+        // Its VMM has ended, and nothing has written to the disk since it was paused.
+        match (&self.record.checkpoint, &self.record.disks) {
+            (Some(checkpoint), Some(disks)) if checkpoint.stamp.is_none() => {
+                self.tools.ports.disks.flush(&disks.root).await?;
+                Ok(Output::Stamped(self.tools.ports.disks.stamp(&disks.root).await?))
+            }
+            _ => Ok(Output::Nothing),
+        }
     }
 }
 
@@ -328,7 +421,7 @@ pub(super) fn introduce(tools: &Tools, record: &Record, netns: Namespace) {
     });
 }
 
-fn image_type(format: Format) -> ImageType {
+pub(super) fn image_type(format: Format) -> ImageType {
     match format {
         Format::Raw => ImageType::Raw,
         Format::Qcow2 => ImageType::Qcow2,
@@ -356,12 +449,12 @@ pub(super) async fn settle(tools: Tools, rest: Rest, record: Record, saved: Opti
     })
 }
 
-fn overtaken() -> Failure {
+pub(super) fn overtaken() -> Failure {
     Failure::new(ErrorCode::Interrupted, "another request overtook this one")
 }
 
 /// A stage ran without what an earlier stage should have made: never by the table of stages.
-fn lost(what: &str) -> Failure {
+pub(super) fn lost(what: &str) -> Failure {
     Failure {
         code: ErrorCode::Internal,
         message: format!("the sandbox has no {what} at this stage"),

@@ -282,18 +282,20 @@ fn a_base_in_use_cannot_be_booted_read_write_until_the_last_sandbox_goes() {
         fcntl(&file, FcntlArg::F_OFD_SETLK(&all)).is_ok()
     };
     eventually("the new base's lock is free", free);
-    for id in ["one", "two"] {
-        wait(disks.create(&plan(id, None, 8))).unwrap();
-    }
+    let roots = ["one", "two"].map(|id| wait(disks.create(&plan(id, None, 8))).unwrap().root);
     wait(disks.remove(&"one".parse().unwrap())).unwrap();
     assert!(!free(), "two still stands on the base");
-    wait(disks.remove(&"two".parse().unwrap())).unwrap();
-    eventually("the base's lock is free", free);
     drop(disks);
+    eventually("the base's lock is free while the runner is down", free);
     let disks = room.disks(StrategySetting::Overlay);
-    wait(disks.hold_base(&base)).unwrap();
+    let two = "two".parse().unwrap();
+    wait(disks.hold(&two, &roots[1])).unwrap();
     assert!(!free(), "held since the restart");
-    let missing = refused(wait(disks.hold_base(&base.with_file_name("gone.qcow2"))));
+    wait(disks.remove(&two)).unwrap();
+    eventually("the base's lock is free", free);
+    let made = wait(disks.create(&plan("three", None, 8))).unwrap().root;
+    fs::remove_file(&base).unwrap();
+    let missing = refused(wait(disks.hold(&"three".parse().unwrap(), &made)));
     assert_eq!(missing.code, ErrorCode::UnprocessableEntity);
 }
 

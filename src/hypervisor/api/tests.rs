@@ -143,6 +143,29 @@ async fn errors_in_every_form() {
     assert_eq!(empty.certainty(), Certainty::NotDone);
 }
 
+#[tokio::test(flavor = "current_thread")]
+async fn saving_calls_and_their_deadlines() {
+    let server = Server::start((0..5).map(|_| Then::Answer("HTTP/1.1 204 \r\n\r\n")).collect());
+    let api = server.api();
+    let body = serde_json::json!({"destination_url": "file:///a dir"});
+    api.put(Call::Pause).await.unwrap();
+    api.put_json(Call::Snapshot, &body).await.unwrap();
+    api.put(Call::Resume).await.unwrap();
+    api.put_json(Call::Restore, &body).await.unwrap();
+    api.put_json(Call::Resize, &body).await.unwrap();
+    for (name, body) in [("pause", ""), ("snapshot", "\"}"), ("resume", ""), ("restore", "\"}"), ("resize", "\"}")] {
+        let request = server.request();
+        assert!(request.starts_with(&format!("PUT /api/v1/vm.{name} HTTP/1.1\r\n")), "{request}");
+        assert!(request.ends_with(body) && body.is_empty() == request.ends_with("\r\n\r\n"), "{request}");
+    }
+    let limits = Deadlines::default();
+    for (call, seconds) in
+        [(Call::Pause, 10), (Call::Resume, 10), (Call::Snapshot, 120), (Call::Restore, 120), (Call::Resize, 10)]
+    {
+        assert_eq!(call.limit(&limits), Duration::from_secs(seconds), "{}", call.name());
+    }
+}
+
 const FULL: &str = "HTTP/1.1 503 \r\nContent-Type: application/json\r\nContent-Length: 40\r\n\r\n\
                     { \"error\": \"Too many open connections\" }";
 

@@ -24,6 +24,8 @@ fn config(bench: &Bench, vmm: &dyn Vmm, image: &str) -> VmConfig {
     let spec = VmSpec {
         vcpus: 1,
         memory_bytes: 128 << 20,
+        layout: crate::hypervisor::wire::MemoryLayout::Shared,
+        max_vcpus: 1,
         kernel: bench.path(image),
         initramfs: None,
         cmdline: "console=ttyS0".into(),

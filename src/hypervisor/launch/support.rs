@@ -97,14 +97,49 @@ fn beside_this_test() -> PathBuf {
     test.ancestors().nth(2).unwrap().join("ch-sim")
 }
 
-/// A guest that powers itself off at once: an ELF file with a PVH entry note, loaded at 2 MiB. (The
-/// simulator only looks at its head and plays a guest of its own.)
+/// The program under test where it makes a difference which: CH_BINARY, or the simulator.
+pub fn hypervisor_binary() -> PathBuf {
+    std::env::var_os("CH_BINARY").map_or_else(simulator, PathBuf::from)
+}
+
+/// Where [`counting_kernel`] counts, as a guest-physical address.
+pub const COUNTER: u64 = 0x30_0000;
+
+/// A guest that powers itself off at once. (The simulator only looks at a kernel's head and plays a guest of its
+/// own.)
 pub fn kernel() -> Vec<u8> {
+    // mov dx, 0x600; mov al, 0x34 (enter S5); out dx, al; hlt; jmp to hlt
+    elf(&[0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xf4, 0xeb, 0xfd])
+}
+
+/// A guest that counts up in memory for ever and says each number on the serial line, as eight letters a to p.
+pub fn counting_kernel() -> Vec<u8> {
+    let code: [&[u8]; 9] = [
+        // cli; mov dx, 0x3f8
+        &[0xfa, 0x66, 0xba, 0xf8, 0x03],
+        // next: inc dword [COUNTER]; mov ebx, [COUNTER]; mov ecx, 8
+        &[0xff, 0x05, 0x00, 0x00, 0x30, 0x00],
+        &[0x8b, 0x1d, 0x00, 0x00, 0x30, 0x00],
+        &[0xb9, 0x08, 0x00, 0x00, 0x00],
+        // digit: rol ebx, 4; mov al, bl; and al, 15; add al, 'a'; out dx, al; loop digit
+        &[0xc1, 0xc3, 0x04, 0x88, 0xd8, 0x24, 0x0f, 0x04, 0x61, 0xee, 0xe2, 0xf4],
+        // mov al, 10; out dx, al
+        &[0xb0, 0x0a, 0xee],
+        // mov ecx, 4096
+        &[0xb9, 0x00, 0x10, 0x00, 0x00],
+        // wait: pause; loop wait
+        &[0xf3, 0x90, 0xe2, 0xfc],
+        // jmp next
+        &[0xeb, 0xd5],
+    ];
+    elf(&code.concat())
+}
+
+/// An ELF file with a PVH entry note, loaded at 2 MiB and entered in 32-bit mode.
+fn elf(code: &[u8]) -> Vec<u8> {
     const BASE: u32 = 0x20_0000;
     const NOTE: u32 = 64 + 2 * 56;
     const CODE: u32 = NOTE + 20;
-    // mov dx, 0x600; mov al, 0x34 (enter S5); out dx, al; hlt; jmp to hlt
-    let code = [0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xf4, 0xeb, 0xfd];
     let end = u64::from(CODE) + code.len() as u64;
     let mut elf = Vec::new();
     elf.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");

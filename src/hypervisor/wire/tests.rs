@@ -6,6 +6,8 @@ fn spec() -> VmSpec {
     VmSpec {
         vcpus: 2,
         memory_bytes: 1 << 30,
+        layout: crate::hypervisor::wire::MemoryLayout::Shared,
+        max_vcpus: 1,
         kernel: "/images/vmlinux".into(),
         initramfs: None,
         cmdline: "console=ttyS0 root=/dev/vda rw".into(),
@@ -57,6 +59,32 @@ fn a_qcow2_overlay_names_its_backing_file_only_where_that_is_known() {
     let old = written(overlay, "v50.0");
     assert_eq!(old["disks"][0], json!({"id": "root", "path": "/sandboxes/a/root.qcow2"}));
     assert_eq!(old["disks"][1], json!({"id": "seed", "path": "/sandboxes/a/seed.img", "readonly": true}));
+}
+
+#[test]
+fn every_layout_of_memory() {
+    let of = |layout| {
+        let config = written(VmSpec { layout, ..spec() }, "v53.0");
+        config["memory"].clone()
+    };
+    let zone = |shared: bool| {
+        json!({"size": 0, "shared": false, "zones": [
+            {"id": "mem0", "size": 1_073_741_824_u64, "file": "/sandboxes/a/memory", "shared": shared}
+        ]})
+    };
+    let path = || "/sandboxes/a/memory".into();
+    assert_eq!(of(MemoryLayout::Shared), json!({"size": 1_073_741_824_u64, "shared": true}));
+    assert_eq!(of(MemoryLayout::Anonymous), json!({"size": 1_073_741_824_u64, "shared": false}));
+    assert_eq!(of(MemoryLayout::File { path: path() }), zone(true));
+    assert_eq!(of(MemoryLayout::Private { path: path() }), zone(false));
+}
+
+#[test]
+fn there_are_never_fewer_possible_processors_than_present_ones() {
+    for (vcpus, max_vcpus, expected) in [(2, 1, 2), (2, 2, 2), (2, 8, 8)] {
+        let config = written(VmSpec { vcpus, max_vcpus, ..spec() }, "v53.0");
+        assert_eq!(config["cpus"], json!({"boot_vcpus": vcpus, "max_vcpus": expected}));
+    }
 }
 
 #[test]

@@ -109,7 +109,7 @@ impl<'a> Fields<'a> {
         self.list(name)?.iter().enumerate().map(text).collect()
     }
 
-    fn object(self, name: &str) -> Result<Option<&'a Map<String, Value>>, PayloadError> {
+    pub(super) fn object(self, name: &str) -> Result<Option<&'a Map<String, Value>>, PayloadError> {
         match self.value(name) {
             None => Ok(None),
             Some(Value::Object(map)) => Ok(Some(map)),

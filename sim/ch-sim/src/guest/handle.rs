@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicU32;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -12,6 +13,7 @@ use super::state::State;
 use super::{GuestEvent, thread};
 use crate::context::Context;
 use crate::disk::Image;
+use crate::ram::Window;
 use crate::serial::Writer;
 
 /// How a guest comes to life.
@@ -34,16 +36,29 @@ pub struct Spec {
     pub net: Option<NetSpec>,
     /// All disks in order, with whether they may be written.
     pub disks: Vec<(Arc<Mutex<Image>>, bool)>,
+    /// Memory that the guest writes while it runs.
+    pub window: Option<Window>,
+    /// vCPUs, which may change while it runs.
+    pub vcpus: Arc<AtomicU32>,
     pub serial: Writer,
     pub context: Arc<Context>,
     /// Called from the guest's thread.
     pub on_event: Box<dyn Fn(GuestEvent) + Send>,
 }
 
+/// What a guest that stopped has for its memory.
+#[derive(Default)]
+pub struct Saved {
+    /// Its state.
+    pub state: Vec<u8>,
+    /// MiB that `touch-ram` wants filled now.
+    pub touch_mib: u64,
+}
+
 /// Orders to the guest's thread.
 pub enum Command {
     /// Stop running and hand over the state for memory.
-    Pause(Sender<Vec<u8>>),
+    Pause(Sender<Saved>),
     Resume,
     PowerButton,
     /// Plug a card in, if there is none yet.
@@ -78,7 +93,7 @@ impl GuestHandle {
     }
 
     /// Stops the guest; returns its state for memory (empty when the guest is gone).
-    pub fn pause(&self) -> Vec<u8> {
+    pub fn pause(&self) -> Saved {
         let (sender, state) = channel();
         self.send(Command::Pause(sender));
         state.recv().unwrap_or_default()

@@ -1,13 +1,17 @@
 //! What programs inside the guest can reach: its state, its disk, its clock and the power switch.
 
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::GuestEvent;
 use super::clock::Clock;
+use super::handle::Saved;
 use super::state::State;
+use crate::context::Context;
 use crate::disk::Image;
+use crate::ram::Window;
 
 /// Time between a command like `poweroff` and its effect, so that its answer gets out.
 const SIGNAL_DELAY: Duration = Duration::from_millis(20);
@@ -18,15 +22,34 @@ pub struct Machine {
     pub clock: Clock,
     /// First disk that may be written and is not the seed.
     pub disk: Option<Arc<Mutex<Image>>>,
-    /// Version that `GET /version` names.
-    pub version: String,
+    /// The writer's pages; `None` in a machine with too little memory.
+    pub window: Option<Window>,
+    /// vCPUs, as the VMM has plugged them in.
+    vcpus: Arc<AtomicU32>,
+    pub context: Arc<Context>,
     pending: Option<(Instant, GuestEvent)>,
 }
 
 impl Machine {
     /// A machine with this state.
-    pub fn new(state: State, disk: Option<Arc<Mutex<Image>>>, version: String) -> Self {
-        Self { clock: Clock::stopped_at(state.running_ms), state, disk, version, pending: None }
+    pub fn new(
+        state: State,
+        disk: Option<Arc<Mutex<Image>>>,
+        window: Option<Window>,
+        vcpus: Arc<AtomicU32>,
+        context: Arc<Context>,
+    ) -> Self {
+        Self { clock: Clock::stopped_at(state.running_ms), state, disk, window, vcpus, context, pending: None }
+    }
+
+    /// Version that `GET /version` names.
+    pub fn version(&self) -> String {
+        format!("ch-sim {}", self.context.version.build())
+    }
+
+    /// vCPUs at this moment.
+    pub fn vcpus(&self) -> u32 {
+        self.vcpus.load(Ordering::Relaxed)
     }
 
     /// Does something to the machine shortly.
@@ -50,10 +73,11 @@ impl Machine {
         Some(event)
     }
 
-    /// State for guest memory, with the running time up to now.
-    pub fn saved_state(&mut self) -> Vec<u8> {
+    /// What goes to guest memory, with the running time up to now.
+    pub fn saved_state(&mut self) -> Saved {
         self.state.running_ms = self.clock.running_ms();
-        self.state.to_bytes()
+        let touch_mib = if std::mem::take(&mut self.state.touch) { self.state.touched_mib } else { 0 };
+        Saved { state: self.state.to_bytes(), touch_mib }
     }
 }
 

@@ -8,8 +8,10 @@ mod files;
 mod fs;
 mod handle;
 mod http;
+mod identity;
 mod iso;
 mod machine;
+mod rng;
 mod seed;
 mod shell;
 mod stack;
@@ -17,11 +19,13 @@ mod state;
 mod thread;
 mod toolbox;
 mod words;
+mod writer;
 mod ws;
 mod yaml;
 
-pub use handle::{GuestHandle, NetSpec, Spec, Start};
+pub use handle::{GuestHandle, NetSpec, Saved, Spec, Start};
 pub use state::State;
+pub use writer::window;
 
 /// Where the guest keeps its state in memory (guest physical address).
 pub const STATE_GPA: u64 = 1 << 20;

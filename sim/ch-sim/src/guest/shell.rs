@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 use super::fs::resolve;
 use super::machine::{Dial, Machine, Network};
 use super::words::{Line, Link, lines, words};
-use super::{GuestEvent, commands};
+use super::{GuestEvent, commands, identity, writer};
 
 /// How long `connect` and `ping` wait by default.
 const NET_PATIENCE: Duration = Duration::from_secs(2);
+/// Longer than any deadline of a job.
+const FOREVER: Duration = Duration::from_secs(86_400);
 
 /// A running script.
 pub struct Job {
@@ -33,6 +35,8 @@ struct Wait {
 
 enum What {
     Time,
+    /// The hook, which was told to begin later.
+    Identity(Vec<String>),
     Dial(usize),
     Pong(usize, Ipv4Addr),
 }
@@ -108,14 +112,15 @@ impl Job {
     fn still_waiting(&mut self, now: Instant, machine: &mut Machine, net: &mut dyn Network) -> Option<Instant> {
         let wait = self.waiting.as_ref()?;
         let late = now >= wait.until;
-        let outcome = match wait.what {
+        let outcome = match &wait.what {
             What::Time => late.then(|| (0, String::new())),
-            What::Dial(id) => match net.dial_state(id) {
+            What::Identity(args) => late.then(|| identity::run(args, machine)),
+            What::Dial(id) => match net.dial_state(*id) {
                 Dial::Connected => Some((0, "connected\n".to_owned())),
                 Dial::Refused => Some((1, "refused\n".to_owned())),
                 Dial::Pending => late.then(|| (124, "timeout\n".to_owned())),
             },
-            What::Pong(id, host) => match net.pong(id) {
+            What::Pong(id, host) => match net.pong(*id) {
                 true => Some((0, format!("reply from {host}\n"))),
                 false => late.then(|| (1, "timeout\n".to_owned())),
             },
@@ -219,6 +224,13 @@ impl Job {
             }
             "connect" => dial(args, now, net),
             "ping" => ping(args, now, net),
+            identity::NAME | identity::PATH => match identity::begin(&machine.context.faults) {
+                identity::Begin::Run => done(identity::run(args, machine)),
+                identity::Begin::After(time) => Effect::Wait(What::Identity(args.to_vec()), now + time),
+                identity::Begin::Over(code, output) => Effect::Done(code, output),
+                identity::Begin::Never => Effect::Wait(What::Time, now + FOREVER),
+            },
+            "writer" => done(writer::command(args, now, machine)),
             _ => self.builtin(name, args, machine),
         }
     }
@@ -233,7 +245,12 @@ impl Job {
             "printf" => ok(&commands::printf(args)),
             "whoami" => ok("daytona\n"),
             "hostname" => ok(&format!("{}\n", machine.state.hostname)),
-            "nproc" => ok("1\n"),
+            "nproc" => ok(&format!("{}\n", machine.vcpus())),
+            "random" => ok(&format!("{}\n", machine.state.rng.hex())),
+            "date" => {
+                let ms = identity::time_ms(machine);
+                ok(&format!("{}.{:03}\n", ms / 1000, ms % 1000))
+            }
             "uname" if args.is_empty() => ok("Linux\n"),
             "uname" => ok(&format!("Linux {} 0.0.0-ch-sim x86_64\n", machine.state.hostname)),
             "uptime" => ok(&format!("{}\n", machine.clock.running().as_secs_f64())),
@@ -249,6 +266,7 @@ impl Job {
             },
             "touch-ram" => {
                 machine.state.touched_mib = first.parse().unwrap_or(0);
+                machine.state.touch = true;
                 ok("")
             }
             "poweroff" => signal(machine, GuestEvent::PowerOff),
@@ -262,6 +280,10 @@ impl Job {
 
 fn ok(output: &str) -> Effect {
     Effect::Done(0, output.to_owned())
+}
+
+fn done((code, output): (i32, String)) -> Effect {
+    Effect::Done(code, output)
 }
 
 fn signal(machine: &mut Machine, event: GuestEvent) -> Effect {

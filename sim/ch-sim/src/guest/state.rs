@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::fs::Fs;
+use super::rng::Rng;
+use super::writer::Writer;
 
 /// First bytes of the state in memory.
 const MAGIC: &[u8; 8] = b"CHSIMGST";
@@ -27,6 +29,13 @@ pub struct State {
     pub sunk: u64,
     /// MiB of memory that `touch-ram` has filled.
     pub touched_mib: u64,
+    /// `touch-ram` was called since the last pause.
+    #[serde(skip)]
+    pub touch: bool,
+    /// Milliseconds since 1970 when the running time was zero, by the guest's clock.
+    pub epoch_ms: i64,
+    pub rng: Rng,
+    pub writer: Writer,
     /// Address with prefix length, and gateway.
     pub address: (std::net::Ipv4Addr, u8),
     pub gateway: std::net::Ipv4Addr,
@@ -44,6 +53,10 @@ impl Default for State {
             token: None,
             sunk: 0,
             touched_mib: 0,
+            touch: false,
+            epoch_ms: 0,
+            rng: Rng::default(),
+            writer: Writer::default(),
             address: (std::net::Ipv4Addr::new(192, 168, 0, 2), 24),
             gateway: std::net::Ipv4Addr::new(192, 168, 0, 1),
         }

@@ -11,9 +11,9 @@ use super::GuestEvent;
 use super::device::Card;
 use super::handle::{Command, Inbox, NetSpec, Spec, Start};
 use super::machine::Machine;
-use super::seed;
 use super::stack::{Address, Stack};
 use super::state::State;
+use super::{identity, seed, writer};
 use crate::context::Context;
 use crate::faults::Action;
 use crate::serial::Writer;
@@ -73,15 +73,15 @@ impl Guest {
             Start::Restored(state) => *state,
             Start::Boot => {
                 let mut state = State::default();
+                identity::first_boot(&mut state);
                 if let Some((_, seed)) = &seed {
                     seed.apply(&mut state);
                 }
                 state
             }
         };
-        let version = spec.context.version.build();
         let mut guest = Self {
-            machine: Machine::new(state, disk, format!("ch-sim {version}")),
+            machine: Machine::new(state, disk, spec.window, spec.vcpus, Arc::clone(&spec.context)),
             stack: None,
             serial: spec.serial,
             context: spec.context,
@@ -128,6 +128,7 @@ impl Guest {
             Command::Resume => {
                 self.machine.clock.start();
                 self.paused = false;
+                writer::resume(&mut self.machine, Instant::now());
                 if let Some(stack) = &mut self.stack {
                     stack.announce();
                 }
@@ -171,6 +172,7 @@ impl Guest {
             // SAFETY: plain system calls.
             unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
         }
+        writer::step(&mut self.machine, now);
         if let Some(stack) = &mut self.stack {
             stack.run(&mut self.machine, self.open);
         }
@@ -219,7 +221,8 @@ impl Guest {
 
     fn next_time(&mut self) -> Option<Instant> {
         let stack = self.stack.as_mut().and_then(Stack::next_time);
-        let times = [stack, self.ready_at, self.crash_at, self.machine.signal_time()];
+        let writer = self.machine.state.writer.next_time();
+        let times = [stack, self.ready_at, self.crash_at, self.machine.signal_time(), writer];
         times.into_iter().flatten().min()
     }
 }

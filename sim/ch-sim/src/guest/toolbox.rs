@@ -89,7 +89,7 @@ pub fn answer(port: u16, head: &Head, body: &[u8], length: u64, machine: &mut Ma
         return reply;
     }
     match (head.method.as_str(), head.path()) {
-        ("GET", "/version") => Reply::json(200, &json!({"version": machine.version})),
+        ("GET", "/version") => Reply::json(200, &json!({"version": machine.version()})),
         ("POST", "/init") => {
             let given: Option<Value> = serde_json::from_slice(body).ok();
             let token = given.as_ref().and_then(|v| v.get("token")?.as_str().map(str::to_owned));

@@ -22,6 +22,9 @@ impl Vmm {
         events.emit("vm", "resizing");
         if let Some(vcpus) = resize.desired_vcpus {
             resize_vcpus(config, vcpus)?;
+            if let Some(vm) = &self.vm {
+                vm.set_vcpus(vcpus);
+            }
         }
         if let Some(ram) = resize.desired_ram {
             resize_ram(config, ram, current.unwrap_or(0))?;

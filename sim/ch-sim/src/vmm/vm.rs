@@ -1,6 +1,7 @@
 //! The VM object: memory, devices and the guest, from boot to tear-down.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use super::devices::Devices;
@@ -8,7 +9,7 @@ use super::{VmState, kernel};
 use crate::config::{ConsoleOutputMode, PayloadConfig, VmConfig};
 use crate::context::Context;
 use crate::error::{Chain, Outcome};
-use crate::guest::{GuestEvent, GuestHandle, NetSpec, STATE_GPA, Spec, Start, State, TOUCH_GPA};
+use crate::guest::{GuestEvent, GuestHandle, NetSpec, STATE_GPA, Saved, Spec, Start, State, TOUCH_GPA};
 use crate::ram::Ram;
 use crate::serial::Ports;
 
@@ -27,6 +28,8 @@ pub struct Vm {
     guest: Option<GuestHandle>,
     /// Loads the memory in the background until then.
     pub(super) loading_until: Option<Instant>,
+    /// vCPUs that the guest sees.
+    vcpus: Arc<AtomicU32>,
     kernel: Outcome<()>,
     context: Arc<Context>,
     ports: Ports,
@@ -56,6 +59,7 @@ impl Vm {
             devices,
             guest: None,
             loading_until: None,
+            vcpus: Arc::new(AtomicU32::new(config.cpus.boot_vcpus)),
             kernel: payload.map_or(Ok(()), |payload: &PayloadConfig| kernel::check(payload)),
             context: parts.context,
             ports: parts.ports,
@@ -94,8 +98,8 @@ impl Vm {
             return Err(transition(self.state, VmState::Paused));
         }
         if let Some(guest) = &self.guest {
-            let state = guest.pause();
-            self.write_guest_state(&state);
+            let saved = guest.pause();
+            self.write_guest_state(&saved);
         }
         self.state = VmState::Paused;
         self.context.events.emit("vm", "paused");
@@ -121,6 +125,11 @@ impl Vm {
         if let Some(guest) = &self.guest {
             guest.power_button();
         }
+    }
+
+    /// Changes the number of vCPUs.
+    pub fn set_vcpus(&self, vcpus: u32) {
+        self.vcpus.store(vcpus, Ordering::Relaxed);
     }
 
     /// Plugs a card into the running guest.
@@ -166,6 +175,8 @@ impl Vm {
             start,
             net,
             disks: self.devices.images(),
+            window: crate::guest::window(&self.ram),
+            vcpus: Arc::clone(&self.vcpus),
             serial: self.ports.writer(),
             context: Arc::clone(&self.context),
             on_event,
@@ -186,13 +197,12 @@ impl Vm {
         })
     }
 
-    fn write_guest_state(&mut self, state: &[u8]) {
-        if let Err(error) = self.ram.write(STATE_GPA, state) {
+    fn write_guest_state(&mut self, saved: &Saved) {
+        if let Err(error) = self.ram.write(STATE_GPA, &saved.state) {
             self.context.log.error(&format!("guest state does not fit into its memory: {error}"));
         }
-        let touched = State::from_bytes(state).map_or(0, |state| state.touched_mib);
         let pattern = vec![0xa5; 1 << 20];
-        for mib in 0..touched {
+        for mib in 0..saved.touch_mib {
             if self.ram.write(TOUCH_GPA + (mib << 20), &pattern).is_err() {
                 break;
             }

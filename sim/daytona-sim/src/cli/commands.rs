@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use awc::http::Method;
-use daytona_sim::{CreateSpec, Dialect, ResourceType, job_type, payload};
+use daytona_sim::{CreateSpec, Dialect, ResourceType, SandboxState, job_type, payload};
 use serde_json::{Value, json};
 
 use super::client::{Client, WAIT_STEP};
@@ -14,9 +14,16 @@ use super::{CreateArgs, IdArgs, SubmitArgs, WaitArgs};
 const JOB_FAILED: u8 = 1;
 const NOT_IN_TIME: u8 = 3;
 
-async fn dialect(client: &Client) -> anyhow::Result<Dialect> {
+pub(super) async fn dialect(client: &Client) -> anyhow::Result<Dialect> {
     let info = client.get("info").await?;
     serde_json::from_value(info["dialect"].clone()).context("reading the simulator's dialect")
+}
+
+/// State of a sandbox; `None` for one that the simulator does not know.
+pub(super) async fn state(client: &Client, id: &str) -> anyhow::Result<Option<SandboxState>> {
+    let rows = client.get("sandboxes").await?;
+    let row = rows.as_array().and_then(|rows| rows.iter().find(|row| row["id"] == id));
+    Ok(row.and_then(|row| SandboxState::parse(text(&row["state"]))))
 }
 
 pub(crate) async fn create(client: &Client, args: &CreateArgs) -> anyhow::Result<ExitCode> {
@@ -34,8 +41,10 @@ pub(crate) async fn create(client: &Client, args: &CreateArgs) -> anyhow::Result
 
 pub(crate) async fn start(client: &Client, args: &IdArgs) -> anyhow::Result<ExitCode> {
     let spec = CreateSpec::new(&args.id);
-    let dialect = dialect(client).await?;
-    let payload = payload::start(dialect, &spec.organization_id, &spec.auth_token);
+    let payload = match state(client, &args.id).await? {
+        Some(SandboxState::Paused) => payload::resume(&spec.auth_token),
+        _ => payload::start(dialect(client).await?, &spec.organization_id, &spec.auth_token),
+    };
     sandbox_job(client, job_type::START_SANDBOX, &args.id, payload, args.wait).await
 }
 
@@ -60,7 +69,7 @@ pub(crate) async fn submit(client: &Client, args: &SubmitArgs) -> anyhow::Result
     order(client, &job, args.wait).await
 }
 
-async fn sandbox_job(
+pub(super) async fn sandbox_job(
     client: &Client,
     kind: &str,
     id: &str,
@@ -71,7 +80,7 @@ async fn sandbox_job(
     order(client, &job, wait).await
 }
 
-async fn order(client: &Client, job: &Value, wait: WaitArgs) -> anyhow::Result<ExitCode> {
+pub(super) async fn order(client: &Client, job: &Value, wait: WaitArgs) -> anyhow::Result<ExitCode> {
     let made = client.call(Method::POST, "jobs", job).await?;
     let id = made["id"].as_str().context("the answer holds no job id")?;
     if !wait.wait {

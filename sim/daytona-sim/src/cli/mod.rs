@@ -5,6 +5,7 @@
 
 mod client;
 mod commands;
+mod copies;
 mod serve;
 mod watch;
 
@@ -12,7 +13,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
-use daytona_sim::{Dialect, ResourceType};
+use daytona_sim::{Dialect, ResourceType, job_type};
 
 /// A stand-in for the runner side of the Daytona API.
 #[derive(Debug, Parser)]
@@ -150,6 +151,47 @@ pub(crate) struct IdArgs {
     wait: WaitArgs,
 }
 
+/// A sandbox to be copied and the id of the copy.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CopyArgs {
+    /// Sandbox to be copied
+    source: String,
+    /// Id of the copy
+    new: String,
+    #[command(flatten)]
+    wait: WaitArgs,
+}
+
+/// New figures; what is not given stays.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ResizeArgs {
+    #[command(flatten)]
+    target: IdArgs,
+    /// vCPUs
+    #[arg(long)]
+    cpu: Option<u32>,
+    /// GiB
+    #[arg(long)]
+    memory: Option<u32>,
+    /// GiB
+    #[arg(long)]
+    disk: Option<u32>,
+}
+
+/// A snapshot of a sandbox.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SnapshotArgs {
+    /// Sandbox id
+    id: String,
+    /// Name of the snapshot
+    name: String,
+    /// With the memory
+    #[arg(long)]
+    memory: bool,
+    #[command(flatten)]
+    wait: WaitArgs,
+}
+
 /// Any job.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SubmitArgs {
@@ -187,6 +229,18 @@ enum Command {
     },
     /// Order the end of a sandbox
     Destroy(IdArgs),
+    /// Order a fork
+    Fork(CopyArgs),
+    /// Order a clone (branch)
+    Clone(CopyArgs),
+    /// Order a pause; start resumes
+    Pause(IdArgs),
+    /// Order other figures
+    Resize(ResizeArgs),
+    /// Order a snapshot of a sandbox
+    Snapshot(SnapshotArgs),
+    /// Order the removal of a snapshot
+    RemoveSnapshot(IdArgs),
     /// Order any job
     Submit(SubmitArgs),
     /// List jobs
@@ -226,6 +280,12 @@ async fn talk(args: Args) -> anyhow::Result<ExitCode> {
         Command::Start(args) => commands::start(&client, &args).await,
         Command::Stop { target, force } => commands::stop(&client, &target, force).await,
         Command::Destroy(args) => commands::destroy(&client, &args).await,
+        Command::Fork(args) => copies::copy(&client, job_type::FORK_SANDBOX, &args).await,
+        Command::Clone(args) => copies::copy(&client, job_type::CLONE_SANDBOX, &args).await,
+        Command::Pause(args) => copies::pause(&client, &args).await,
+        Command::Resize(args) => copies::resize(&client, &args).await,
+        Command::Snapshot(args) => copies::snapshot(&client, &args).await,
+        Command::RemoveSnapshot(args) => copies::remove_snapshot(&client, &args).await,
         Command::Submit(args) => commands::submit(&client, &args).await,
         Command::Jobs => commands::jobs(&client).await,
         Command::Sandboxes => commands::sandboxes(&client).await,

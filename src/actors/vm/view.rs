@@ -1,0 +1,39 @@
+//! What readers see of a sandbox.
+
+use super::VmActor;
+use crate::sandbox::{Phase, View, WireState};
+
+impl VmActor {
+    pub(super) fn publish(&self) {
+        if Phase::of(&self.machine).is_some() {
+            self.tools.views.publish(self.view());
+        } else if self.queue.is_empty() && !self.performing {
+            self.tools.views.forget(&self.record.id);
+        }
+    }
+
+    pub(super) fn view(&self) -> View {
+        let plan = self.record.slot.map(|slot| self.tools.slots.borrow().plan(&self.record.id, slot));
+        let begin = &self.record.begin;
+        View {
+            id: self.record.id.clone(),
+            state: Phase::of(&self.machine).map_or(WireState::Destroyed, WireState::from),
+            settled: self.machine.work().is_none(),
+            size: self.record.size,
+            running: self.record.running,
+            daemon_version: self.record.daemon_version.clone(),
+            error: self.record.error.clone(),
+            address: plan.as_ref().map(|plan| plan.address),
+            netns: plan.map(|plan| plan.netns.to_string()),
+            pid: self.record.vmm.as_ref().map(|vmm| vmm.process.pid),
+            created_at: self.record.created_at,
+            since: self.record.since,
+            timings: self.timings.clone(),
+            origin: self.record.origin.clone(),
+            begin: begin.clone(),
+            checkpoint: self.record.checkpoint.is_some(),
+            last_pause: self.last_pause,
+            disk_layers: self.record.disks.as_ref().map_or(0, |disks| disks.root.layers.len()),
+        }
+    }
+}
