@@ -161,7 +161,8 @@ fn snapshot_references() {
     for snapshot in hostile() {
         let spec = body("box", "snapshot", json!(snapshot)).to_string();
         // Names that are merely unknown are refused as such.
-        let words = if snapshot == "-rf" { "-rf" } else { "snapshot: expected a snapshot reference" };
+        let unknown = ["-rf", "%00"].contains(&snapshot.as_str());
+        let words = if unknown { "is not on this host" } else { "snapshot: expected a snapshot reference" };
         refused(&host, &spec, words);
     }
     goes_on(&host);
