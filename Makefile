@@ -7,7 +7,7 @@ CARGO   ?= cargo
 .PHONY: help demo test check bench build packages install uninstall
 
 help:
-	@echo "make demo     a job becomes a microVM, answers, stops, starts and is gone; needs root"
+	@echo "make demo     a job becomes a microVM, answers, is forked, stops, goes on and is gone; needs root"
 	@echo "make test     the whole suite; needs root"
 	@echo "make check    formatting, lints and docs, as CI runs them"
 	@echo "make bench    stage times, poll latency and idle costs as tables; needs root"
@@ -37,6 +37,7 @@ bench: packages
 install:
 	$(CARGO) build --release --locked --bin runner-ch
 	install -D -m 0755 target/release/runner-ch $(DESTDIR)$(PREFIX)/bin/runner-ch-local
+	install -D -m 0755 guest/runner-ch-identity $(DESTDIR)$(PREFIX)/share/runner-ch/runner-ch-identity
 	install -D -m 0644 systemd/runner-ch.service $(DESTDIR)/etc/systemd/system/runner-ch.service
 	install -D -m 0644 systemd/daytona-tunnel.service $(DESTDIR)/etc/systemd/system/daytona-tunnel.service
 	test -e $(DESTDIR)/etc/runner-ch-local.env || \
@@ -47,5 +48,5 @@ install:
 	@echo "Set SERVER_URL and API_TOKEN in /etc/runner-ch-local.env, then: systemctl enable --now runner-ch"
 
 uninstall:
-	rm -f $(DESTDIR)$(PREFIX)/bin/runner-ch-local $(DESTDIR)/etc/systemd/system/runner-ch.service \
+	rm -f $(DESTDIR)$(PREFIX)/share/runner-ch/runner-ch-identity $(DESTDIR)$(PREFIX)/bin/runner-ch-local $(DESTDIR)/etc/systemd/system/runner-ch.service \
 		$(DESTDIR)/etc/systemd/system/daytona-tunnel.service

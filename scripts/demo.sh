@@ -119,20 +119,39 @@ line "$(since "$began")" "POST toolbox/process/execute   -> $answer"
 guest "write-block 1 still-here" >/dev/null
 echo "              the guest wrote a block to its disk"
 
-step "4. Stop: no process, no namespace, no memory; the disk stays"
+step "4. Fork it while it runs: a copy with its memory and its disk"
+copy=demo-copy-1
+began=$(now)
+forked=$(api -H 'Content-Type: application/json' -d "{\"newSandboxId\":\"$copy\"}" \
+    "http://127.0.0.1:3006/sandboxes/$box/fork")
+line "$(since "$began")" "POST /sandboxes/$box/fork: the copy answers and has an identity of its own"
+pgrep -f -- "--api-socket $work/sock/" >"$work/vmms" || true
+field() { echo "$forked" | grep -oE "\"$1\":\"?[a-zA-Z0-9_ ]+" | head -1 | sed -E 's/.*:"?//'; }
+echo "              recipe $(field recipe), VMM replaced: $(field replaced), identity $(field identity)"
+parent=$box
+box=$copy
+echo "              the copy reads its parent's note:  $(guest "cat /tmp/note")"
+echo "              the copy reads its parent's block: $(guest "read-block 1")"
+guest "write-block 1 the-copys-own" >/dev/null
+api -X DELETE "http://127.0.0.1:3006/sandboxes/$copy" >/dev/null
+box=$parent
+echo "              the parent still reads:            $(guest "read-block 1")"
+
+step "5. Stop: no process, no namespace; memory and disk are kept on disk"
 job "STOP_SANDBOX" stop "$box"
 echo "              state: $(api "http://127.0.0.1:3006/sandboxes/$box" | grep -oE '"state":"[a-z]+"')"
 
-step "5. Start again on the same disk"
+step "6. Start: the guest goes on where it was"
 job "START_SANDBOX" start "$box"
 pgrep -f -- "--api-socket $work/sock/" >"$work/vmms" || true
 echo "              the guest reads back: $(guest "read-block 1")"
+echo "              its memory as well:   $(guest "cat /tmp/note")"
 
-step "6. Destroy"
+step "7. Destroy"
 job "DESTROY_SANDBOX" destroy "$box"
 : >"$work/vmms"
 
-step "7. What was left behind"
+step "8. What was left behind"
 left=0
 count() { # what, number
     printf '  %-22s %s\n' "$1" "$2"
@@ -142,10 +161,11 @@ count "VMM processes" "$(pgrep -c -f -- "--api-socket $work/sock/" || true)"
 count "network namespaces" "$(find /run/netns -mindepth 1 | wc -l)"
 count "veth links" "$(ip -o link show type veth | wc -l)"
 count "sockets and locks" "$(find "$work/sock" -mindepth 1 | wc -l)"
-count "sandbox directories" "$(find "$work/boxes" -mindepth 1 -maxdepth 1 ! -name .bases | wc -l)"
+count "sandbox directories" "$(find "$work/boxes" -mindepth 1 -maxdepth 1 ! -name '.*' | wc -l)"
+count "captures and layers" "$(find "$work/boxes/.captures" "$work/boxes/.layers" -mindepth 1 2>/dev/null | wc -l)"
 [ "$left" -eq 0 ] || exit 1
 
-step "8. SIGTERM drains the runner"
+step "9. SIGTERM drains the runner"
 began=$(now)
 kill -TERM "$runner_pid"
 wait "$runner_pid"

@@ -70,7 +70,8 @@ impl Default for Deadlines {
             boot: Duration::from_secs(60),
             delete: Duration::from_secs(60),
             power_button: Duration::from_secs(10),
-            pause: Duration::from_secs(10),
+            // A pause waits for disk work under way, which may take half a minute (cloud-hypervisor.md 5.1).
+            pause: Duration::from_secs(60),
             resume: Duration::from_secs(10),
             snapshot: Duration::from_secs(120),
             restore: Duration::from_secs(120),

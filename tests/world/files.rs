@@ -116,7 +116,6 @@ impl Disks for Host {
         async move {
             assert_eq!(root.format, Format::Raw, "a qcow2 disk is frozen behind its VMM");
             self.disk_effect("freeze").await?;
-            self.0.borrow_mut().held += 1;
             Ok(RootDisk { path: capture.join("disk.raw"), ..root.clone() })
         }
         .boxed_local()
@@ -137,9 +136,11 @@ impl Disks for Host {
         .boxed_local()
     }
 
-    fn release<'a>(&'a self, _: &'a RootDisk) -> Answer<'a, ()> {
+    fn release<'a>(&'a self, frozen: &'a RootDisk) -> Answer<'a, ()> {
         async {
-            self.0.borrow_mut().held -= 1;
+            if frozen.format == Format::Qcow2 {
+                self.0.borrow_mut().held -= 1;
+            }
             Ok(())
         }
         .boxed_local()

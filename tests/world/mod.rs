@@ -1,6 +1,8 @@
 //! The actors on a host that exists only in memory, in virtual time: every effect can be made to fail,
 //! hang or panic, and at the end the host is asked what is left on it. The store is the real one.
 
+#![allow(dead_code, reason = "each test file uses its own part of this")]
+
 use std::cell::Cell;
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};

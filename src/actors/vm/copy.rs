@@ -181,7 +181,13 @@ impl Job {
             _ => None,
         };
         let dir = self.tools.ports.disks.begin_checkpoint(&self.record.id).await?;
-        let ready = self.make_ready(&dir, true).await?;
+        let ready = match self.make_ready(&dir, true).await {
+            Ok(ready) => ready,
+            Err(failure) => {
+                self.tidy().await;
+                return Err(failure);
+            }
+        };
         let began = Instant::now();
         match self.suspend_into(&ready, began, merged).await {
             Ok(output) => Ok(output),
@@ -232,7 +238,13 @@ impl Job {
             let present = self.rebased(&disks.root).await?.unwrap_or_else(|| disks.root.clone());
             let (frozen, own) = self.freeze_ended(&present, &dir).await?;
             let root = own.unwrap_or(present);
-            let stamp = ports.disks.stamp(&root).await?;
+            let stamp = match ports.disks.stamp(&root).await {
+                Ok(stamp) => stamp,
+                Err(error) => {
+                    ports.disks.release(&frozen).await?;
+                    return Err(error.into());
+                }
+            };
             Ok((self.point(&dir, frozen, memory, checkpoint.size, self.record.begin.copy.clone()), root, stamp))
         };
         match made.await {
