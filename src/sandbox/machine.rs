@@ -244,7 +244,7 @@ impl Machine {
 
     /// What uses up the checkpoint does so from the moment it is begun.
     fn consume(&mut self, stage: Stage) {
-        self.checkpoint &= !matches!(stage, Stage::Wake | Stage::Configure | Stage::Erase);
+        self.checkpoint &= !matches!(stage, Stage::Suspend | Stage::Wake | Stage::Configure | Stage::Erase);
         self.disk &= stage != Stage::Erase;
     }
 

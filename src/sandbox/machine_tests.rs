@@ -281,7 +281,7 @@ impl Host {
 
     /// What the very beginning of a stage does.
     fn begun(&mut self, stage: Stage) {
-        self.checkpoint &= !matches!(stage, Stage::Wake | Stage::Configure | Stage::Erase);
+        self.checkpoint &= !matches!(stage, Stage::Suspend | Stage::Wake | Stage::Configure | Stage::Erase);
     }
 
     /// The worst case of a failing stage: half of it happened.

@@ -297,8 +297,8 @@ impl VmActor {
                 self.launches += 1;
                 self.exit = None;
             }
-            // From here on the memory on disk is older than the disk.
-            Stage::Wake | Stage::Configure => self.record.checkpoint = None,
+            // From here on the memory on disk is older than the disk, or about to be replaced.
+            Stage::Suspend | Stage::Wake | Stage::Configure => self.record.checkpoint = None,
             // What is stored from here on must not promise a disk.
             Stage::Erase => (self.record.disks, self.record.checkpoint) = (None, None),
             // It ends because somebody asked for it.
@@ -310,6 +310,8 @@ impl VmActor {
         if let Some(phase) = Phase::of(&self.machine)
             && phase != self.record.phase
             && stage != Stage::Gate
+            // What was paused on request stays so if this is cut off.
+            && !(stage == Stage::Suspend && self.record.phase == Phase::Paused)
         {
             self.record.phase = phase;
             self.record.since = unix_millis();
