@@ -112,3 +112,34 @@ fn a_copy_on_overlays_with_memory_in_a_file() {
     let (strategy, memory) = variants()[5];
     a_copy_is_of_one_instant(strategy, memory);
 }
+
+/// The hypervisor decides how memory is taken and brought back; the copy says which way it was.
+#[test]
+fn a_copy_with_every_version_of_the_hypervisor() {
+    let host = Host::on_xfs();
+    for (version, recipe, mapped) in
+        [("v44.0", "written", false), ("v50.0", "written", false), ("v51.0", "delta", true), ("v52.0", "delta", true)]
+    {
+        host.vmm_version(version);
+        let runner = host.runner();
+        // Of the default size: old versions write all memory, touched or not.
+        assert_eq!(host.http().post("/sandboxes", r#"{"id":"parent"}"#).status, 201);
+        host.in_guest("parent", "echo kept > /tmp/mark; write-block 7 before; writer start");
+        let answer = host.http().post("/sandboxes/parent/fork", r#"{"newSandboxId":"child"}"#);
+        assert_eq!(answer.status, 201, "{version}: {}\n{}", answer.body, host.log());
+        let begin = &answer.json()["begin"];
+        assert_eq!(begin["copy"]["recipe"], recipe, "{version}: {begin}");
+        assert_eq!(begin["mappedBytes"].is_u64(), mapped, "{version}: {begin}");
+        assert_eq!(host.in_guest("child", "cat /tmp/mark"), "kept", "{version}");
+        consistent(&host, "child");
+        // A copy of the copy: its memory may be of another kind.
+        let answer = host.http().post("/sandboxes/child/fork", r#"{"newSandboxId":"grandchild"}"#);
+        assert_eq!(answer.status, 201, "{version}: {}\n{}", answer.body, host.log());
+        consistent(&host, "grandchild");
+        for id in ["parent", "child", "grandchild"] {
+            assert_eq!(host.http().post(&format!("/sandboxes/{id}/destroy"), "").status, 200);
+        }
+        leftovers::none(&host);
+        assert!(runner.stop().success());
+    }
+}

@@ -315,6 +315,8 @@ impl Error {
             Self::Deadline { .. } | Self::StartDeadline { .. } | Self::StillAlive { .. } => ErrorCode::Timeout,
             Self::SocketInUse { .. } => ErrorCode::Conflict,
             Self::Api { status: 503, .. } => ErrorCode::Busy,
+            // Said of snapshots and of memory files; the number is the kernel's in every language.
+            Self::Api { .. } if self.says("os error 28") || self.says("No space left on device") => ErrorCode::NoSpace,
             Self::HalfDone { failed, .. } => failed.code(),
             Self::BodyTooLarge { .. } => ErrorCode::UnprocessableEntity,
             _ => ErrorCode::Internal,

@@ -60,6 +60,8 @@ struct Work {
     callers: Vec<Caller>,
     fault: Option<Failure>,
     next: Option<Next>,
+    /// What is begun by itself when this is done, unless somebody has asked for the end meanwhile.
+    then: Option<Ask>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,8 +119,10 @@ impl Machine {
     /// Begins an operation that nobody waits for: what a restart finds unfinished. `then` is asked when it is done.
     pub fn begin(&mut self, op: Op, then: Option<Ask>) -> Vec<Action> {
         let mut actions = Vec::new();
-        let next = then.map(|ask| Next { ask, callers: Vec::new(), overtakes: false });
-        self.start(op, Vec::new(), None, next, &mut actions);
+        self.start(op, Vec::new(), None, None, &mut actions);
+        if let State::Working(work) = &mut self.state {
+            work.then = then;
+        }
         actions
     }
 
@@ -192,11 +196,11 @@ impl Machine {
         actions: &mut Vec<Action>,
     ) {
         let stage = op.stages()[0];
-        let home = match &self.state {
-            State::Idle(rest) => *rest,
-            State::Working(work) => work.home,
+        let (home, then) = match &self.state {
+            State::Idle(rest) => (*rest, None),
+            State::Working(work) => (work.home, work.then),
         };
-        self.state = State::Working(Work { op, stage, home, callers, fault, next });
+        self.state = State::Working(Work { op, stage, home, callers, fault, next, then });
         self.consume(stage);
         actions.push(Action::Perform { stage, must_save: op.must_save() });
     }
@@ -235,7 +239,7 @@ impl Machine {
             }
             // Its VMM has ended, its checkpoint is there: it is started from that, whatever becomes of the caller.
             (Op::Replace(_), Some(failure)) if stage != Stage::End => {
-                work.next.get_or_insert(Next { ask: Ask::Start, callers: Vec::new(), overtakes: false });
+                work.then = Some(Ask::Start);
                 self.undo(failure, actions);
             }
             (_, Some(failure)) => self.settle(Rest::Broken, Some(failure), actions),
@@ -284,6 +288,7 @@ impl Machine {
     fn give_way(&mut self, actions: &mut Vec<Action>) {
         let State::Working(work) = &mut self.state else { return };
         let Some(next) = work.next.take() else { return };
+        work.then = None;
         let callers = std::mem::take(&mut work.callers);
         actions.push(Action::Answer(callers, Err(interrupted(next.ask))));
         match next.ask {
@@ -306,7 +311,20 @@ impl Machine {
             (None, None) => Ok(()),
         };
         self.answer(work.callers, result, actions);
-        if let Some(next) = work.next {
+        let next = match (work.then, work.next) {
+            (Some(then), next) if !next.as_ref().is_some_and(|next| next.ask.tears_down()) => {
+                self.asked_at_rest(rest, Vec::new(), then, actions);
+                match &mut self.state {
+                    State::Working(begun) => {
+                        begun.next = next;
+                        return;
+                    }
+                    State::Idle(_) => next,
+                }
+            }
+            (_, next) => next,
+        };
+        if let Some(next) = next {
             self.asked_at_rest(rest, next.callers, next.ask, actions);
         }
     }

@@ -151,14 +151,21 @@ impl Host {
 
     /// The VMM is the simulator behind a script that tells it where its faults are written.
     fn wrap_vmm(&self) {
+        self.vmm_version("v53.0");
+    }
+
+    /// VMMs that are started from now on are of this version.
+    pub fn vmm_version(&self, version: &str) {
         use std::os::unix::fs::PermissionsExt;
         let script = format!(
-            "#!/bin/sh\nCH_SIM_FAULTS={} exec {} \"$@\"\n",
+            "#!/bin/sh\nCH_SIM_VERSION={version} CH_SIM_FAULTS={} exec {} \"$@\"\n",
             self.path("faults.json").display(),
             program("ch-sim").display()
         );
-        std::fs::write(self.path("vmm"), script).expect("the VMM's wrapper");
-        std::fs::set_permissions(self.path("vmm"), std::fs::Permissions::from_mode(0o755)).expect("executable");
+        // By rename: the old one may just be executed.
+        std::fs::write(self.path("vmm.next"), script).expect("the VMM's wrapper");
+        std::fs::set_permissions(self.path("vmm.next"), std::fs::Permissions::from_mode(0o755)).expect("executable");
+        std::fs::rename(self.path("vmm.next"), self.path("vmm")).expect("the VMM's wrapper");
     }
 
     pub fn path(&self, sub: impl AsRef<Path>) -> PathBuf {

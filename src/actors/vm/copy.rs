@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
@@ -88,11 +89,14 @@ impl Job {
         let ready = self.make_ready(dir, want != Want::Disk).await?;
         let began = Instant::now();
         let window = self.window(&ready, want, Some((&disks.root, dir))).await;
-        if self.op != Op::Capture(Rest::Paused) {
-            self.run_on(&ready.vmm).await?;
-        }
+        let resumed = match self.op {
+            Op::Capture(Rest::Paused) => Ok(()),
+            _ => self.run_on(&ready.vmm).await,
+        };
         let pause = began.elapsed();
+        // What went wrong first is what counts.
         let (window, frozen) = window?;
+        resumed?;
         let frozen = frozen.ok_or_else(|| lost("frozen disk"))?;
         let kept = Instant::now();
         if want != Want::Disk {
@@ -192,11 +196,17 @@ impl Job {
         match self.suspend_into(&ready, began, merged).await {
             Ok(output) => Ok(output),
             Err(failure) => {
-                if self.record.phase != Phase::Paused {
-                    self.run_on(&ready.vmm).await?;
-                }
+                let resumed = match self.record.phase {
+                    Phase::Paused => Ok(()),
+                    _ => self.run_on(&ready.vmm).await,
+                };
                 self.tidy().await;
-                Err(failure)
+                match resumed {
+                    Err(stays) if ready.vmm.exited().now_or_never().is_none() => {
+                        Err(Failure { message: format!("{failure}; and {stays}"), ..failure })
+                    }
+                    _ => Err(failure),
+                }
             }
         }
     }
@@ -322,24 +332,23 @@ impl Job {
         Ok((Window { paused_after, device: device?, memory, disk, taken }, frozen))
     }
 
-    /// A VM that was paused for a moment runs on.
-    async fn run_on(&self, vmm: &Rc<dyn Vmm>) -> Result<(), Failure> {
+    /// A VM that is paused for a moment runs on: it is asked more than once, as nobody else would.
+    pub(super) async fn run_on(&self, vmm: &Rc<dyn Vmm>) -> Result<(), Failure> {
         let mut tries = 0;
         loop {
-            match vmm.resume().await {
-                Ok(()) => return Ok(()),
-                Err(refused) if tries >= RESUMES => {
-                    error!(sandbox = %self.record.id, error = %chain(&refused), "the VM could not be resumed and stays paused");
-                    return Err(Failure::from(refused).during(
-                        "the sandbox could not be resumed after it was copied, and is paused; stop and start it",
-                    ));
-                }
-                Err(refused) => {
-                    warn!(sandbox = %self.record.id, error = %chain(&refused), "the VM did not take its resume, it is asked again");
-                    tries += 1;
-                    sleep(RESUME_PAUSE).await;
-                }
+            let Err(refused) = vmm.resume().await else { return Ok(()) };
+            if vmm.exited().now_or_never().is_some() {
+                return Err(refused.into());
             }
+            if tries >= RESUMES {
+                error!(sandbox = %self.record.id, error = %chain(&refused), "the VM could not be resumed and stays paused");
+                return Err(
+                    Failure::from(refused).during("the sandbox could not be resumed and is paused; stop and start it")
+                );
+            }
+            warn!(sandbox = %self.record.id, error = %chain(&refused), "the VM did not take its resume, it is asked again");
+            tries += 1;
+            sleep(RESUME_PAUSE).await;
         }
     }
 

@@ -161,7 +161,7 @@ impl Job {
 
     pub(super) async fn wake(self) -> Result<Output, Failure> {
         let vmm = self.vmm.clone().ok_or_else(|| lost("VMM"))?;
-        vmm.resume().await?;
+        self.run_on(&vmm).await?;
         if self.op == Op::Resume {
             // That of a VMM which was replaced while it was paused.
             self.tidy().await;
