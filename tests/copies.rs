@@ -214,7 +214,7 @@ fn whatever_a_crash_interrupts_no_source_stays_paused_and_no_memory_is_lost() {
 
 #[test]
 fn a_crash_in_a_stop_or_start_loses_no_memory() {
-    for effect in ["pause", "snapshot", "keep", "sync", "end", "unplug"] {
+    for effect in ["pause", "snapshot", "keep", "sync", "unload", "end", "unplug"] {
         let machine = Machine::new();
         machine.host.0.borrow_mut().raw = true;
         machine.life(async |world: World| {
@@ -251,4 +251,22 @@ async fn goes_on(world: &World, after: &str) {
     assert_eq!(world.host.count("boot"), 1, "the memory was lost at {after}");
     world.ask("box", Ask::Destroy).await.unwrap();
     world.host.assert_nothing_left();
+}
+
+#[test]
+fn memory_is_not_used_where_the_disk_may_lack_writes() {
+    Machine::new().life(async |world: World| {
+        world.create("box").await.unwrap();
+        world.host.twist("unload", Twist::Fails, 1);
+        world.ask("box", Ask::Stop(StopMode::Checkpoint)).await.unwrap();
+        world.ask("box", Ask::Start).await.expect("it boots from the disk");
+        assert_eq!((world.host.count("boot"), world.host.count("restore")), (2, 0));
+        world.host.twist("unload", Twist::Fails, 1);
+        let copies = world.fork("box", &["child"]).await.unwrap();
+        let failure = copies[0].1.as_ref().unwrap_err();
+        assert!(failure.message.contains("before it had written all of the disk"), "{failure}");
+        world.until("it boots", || world.host.count("boot") == 3).await;
+        world.until("it rests", || world.state("box").as_deref() == Some("started")).await;
+        assert_eq!(world.state("child"), None);
+    });
 }

@@ -150,6 +150,11 @@ pub struct Stamp {
     pub modified: i128,
 }
 
+impl Stamp {
+    /// The stamp of no disk at all: memory that is bound to it is never used.
+    pub const NEVER: Self = Self { inode: 0, length: 0, modified: 0 };
+}
+
 /// Space on the data volume, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Space {

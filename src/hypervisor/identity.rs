@@ -45,6 +45,11 @@ impl ProcessIdentity {
         Ok(Self { pid, start_ticks: start_ticks(pid)?, boot_id: boot_id(pid)? })
     }
 
+    /// Whether it was started since the host was booted last.
+    pub fn of_this_boot(&self) -> Result<bool, Error> {
+        Ok(Self::own()?.boot_id == self.boot_id)
+    }
+
     /// Looks whether this very process is still there. Whatever cannot be read is an error and never
     /// "gone".
     pub fn check(&self) -> Result<Presence, Error> {

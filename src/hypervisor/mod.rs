@@ -179,6 +179,10 @@ pub trait Vmm {
     /// `vm.resize` to so many virtual CPUs. The guest brings them online by itself.
     fn resize(&self, vcpus: u32) -> LocalBoxFuture<'_, Result<(), Error>>;
 
+    /// `vm.delete`: ends the VM and keeps the process; no VM is success. When this has returned, everything that the VMM
+    /// has cached of its disks is written (cloud-hypervisor.md 6); nothing else proves that.
+    fn unload(&self) -> LocalBoxFuture<'_, Result<(), Error>>;
+
     /// Resolves when the process has ended; at once when it has already. May be called repeatedly.
     fn exited(&self) -> LocalBoxFuture<'_, Exit>;
 

@@ -231,6 +231,10 @@ impl Vmm for CloudVmm {
         Box::pin(async move { self.put_json(Call::Resize, &Resize { desired_vcpus: vcpus }).await })
     }
 
+    fn unload(&self) -> LocalBoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.put(Call::Delete))
+    }
+
     fn exited(&self) -> LocalBoxFuture<'_, Exit> {
         Box::pin(self.process.ended())
     }

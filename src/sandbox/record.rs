@@ -106,6 +106,9 @@ pub struct Checkpoint {
     pub version: Version,
     /// The disk as its VMM left it: memory never meets a newer one. None until that VMM has ended.
     pub stamp: Option<Stamp>,
+    /// The boot id of the host that it was made on, if it was not brought to disk.
+    #[serde(default)]
+    pub boot: Option<String>,
     /// The resources of that VM.
     pub size: Size,
     /// How the memory is brought back.

@@ -234,6 +234,10 @@ impl Vmm for FakeVmm {
         async { self.host.effect("restore").await.map_err(|()| refused("restore")) }.boxed_local()
     }
 
+    fn unload(&self) -> LocalBoxFuture<'_, Result<(), hypervisor::Error>> {
+        async { self.host.effect("unload").await.map_err(|()| refused("unload")) }.boxed_local()
+    }
+
     fn resize(&self, _: u32) -> LocalBoxFuture<'_, Result<(), hypervisor::Error>> {
         async { self.host.effect("resize").await.map_err(|()| refused("resize")) }.boxed_local()
     }

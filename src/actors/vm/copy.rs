@@ -143,7 +143,7 @@ impl Job {
             Some(root) => {
                 // The image on top is new and empty; a checkpoint that was right before still is.
                 let stamp = ports.disks.stamp(&root).await?;
-                Some((root, if valid { stamp } else { Stamp { inode: 0, length: 0, modified: 0 } }))
+                Some((root, if valid { stamp } else { Stamp::NEVER }))
             }
             None => None,
         };
@@ -222,6 +222,7 @@ impl Job {
         record.checkpoint = Some(Checkpoint {
             version: ready.vmm.version().clone(),
             stamp: None,
+            boot: if durable { None } else { Some(self.boot_id()?) },
             size: self.running(),
             mode: ready.plan.mode,
             taken_at: unix_millis(),
@@ -239,6 +240,10 @@ impl Job {
         let disks = self.record.disks.as_ref().ok_or_else(|| lost("disk"))?;
         let checkpoint = self.record.checkpoint.as_ref().ok_or_else(|| lost("checkpoint"))?;
         let ports = &self.tools.ports;
+        if checkpoint.stamp.is_none_or(|stamp| stamp == Stamp::NEVER) {
+            let message = "its VMM ended before it had written all of the disk, so its memory cannot be used; it boots from its disk";
+            return Err(Failure::new(ErrorCode::Internal, message));
+        }
         let dir = ports.disks.begin_capture().await?;
         let made = async {
             let memory = match ticket.want() {

@@ -31,6 +31,7 @@ mod merge;
 mod perform;
 mod resize;
 mod revive;
+mod seal;
 mod view;
 
 pub use adopt::Adopted;

@@ -383,6 +383,7 @@ impl Job {
         if !matches!(self.op, Op::Replace(_)) {
             self.close_route().await;
         }
+        let sealed = self.seal().await;
         match &self.vmm {
             Some(vmm) => drop(vmm.end(if self.discards { DISCARD_GRACE } else { END_GRACE }).await?),
             None => {
@@ -391,7 +392,7 @@ impl Job {
                 self.tools.ports.hypervisor.clear(&launch).await?;
             }
         }
-        Ok(Output::Nothing)
+        Ok(sealed.map_or(Output::Nothing, Output::Stamped))
     }
 
     async fn unplug(self) -> Result<Output, Failure> {
@@ -399,14 +400,7 @@ impl Job {
         if let Some(plan) = self.network_plan() {
             self.tools.ports.network.remove(&plan).await?;
         }
-        // Its VMM has ended, and nothing has written to the disk since it was paused.
-        match (&self.record.checkpoint, &self.record.disks) {
-            (Some(checkpoint), Some(disks)) if checkpoint.stamp.is_none() => {
-                self.tools.ports.disks.flush(&disks.root).await?;
-                Ok(Output::Stamped(self.tools.ports.disks.stamp(&disks.root).await?))
-            }
-            _ => Ok(Output::Nothing),
-        }
+        Ok(Output::Nothing)
     }
 }
 

@@ -8,7 +8,7 @@ use tracing::warn;
 
 use super::IdentityPolicy;
 use super::perform::{Job, Output, image_type, lost, overtaken};
-use crate::disk::Graft;
+use crate::disk::{Graft, Stamp};
 use crate::error::{Certainty, ErrorCode, Failure, chain};
 use crate::fork::capture::{DEVICE, MEMORY};
 use crate::fork::{Capture, FrozenMemory};
@@ -132,8 +132,17 @@ impl Job {
     /// Memory is only brought back by the version that wrote it, and over the very disk that it knows.
     async fn check(&self, checkpoint: &Checkpoint, version: &crate::hypervisor::Version) -> Result<(), Failure> {
         same_version(&checkpoint.version, version)?;
+        if checkpoint.boot.as_ref().is_some_and(|boot| self.boot_id().ok().as_ref() != Some(boot)) {
+            let message =
+                "the host was booted since the sandbox's memory was kept, and that memory was not on disk yet";
+            return Err(Failure::new(ErrorCode::Conflict, message));
+        }
         let disks = self.record.disks.as_ref().ok_or_else(|| lost("disk"))?;
         let found = self.tools.ports.disks.stamp(&disks.root).await?;
+        if checkpoint.stamp == Some(Stamp::NEVER) {
+            let message = "its VMM did not end in order after the sandbox's memory was kept, so the disk may lack writes that the memory knows of; that memory is not used";
+            return Err(Failure::new(ErrorCode::Conflict, message));
+        }
         if checkpoint.stamp != Some(found) {
             return Err(Failure::new(
                 ErrorCode::Conflict,
