@@ -47,7 +47,7 @@ pub fn decide(ask: Ask, situation: Situation) -> Verdict {
     match (situation.known, ask) {
         (true, _) => Verdict::Admit,
         (false, Ask::Destroy) => Verdict::Done,
-        (false, Ask::Start | Ask::Boot | Ask::Stop(_) | Ask::Pause | Ask::Capture { .. } | Ask::Resize) => {
+        (false, Ask::Start | Ask::Boot | Ask::Stop(_) | Ask::Pause | Ask::Capture | Ask::Resize) => {
             refuse(ErrorCode::NotFound, "the sandbox does not exist on this host")
         }
         (false, Ask::Create(_)) if situation.slots >= situation.limit => refuse(
@@ -84,6 +84,12 @@ pub fn size(spec: &CreateSpec, defaults: Defaults, host_cpus: u32, host_memory: 
         memory: spec.memory_gib.map_or(defaults.memory_mib << 20, |gib| gib * GIB),
         disk: spec.disk_gib.unwrap_or(defaults.disk_gib) * GIB,
     };
+    fits(size, host_cpus, host_memory)?;
+    Ok(size)
+}
+
+/// Whether this host can ever serve these resources.
+pub fn fits(size: Size, host_cpus: u32, host_memory: u64) -> Result<(), Failure> {
     if size.vcpus > host_cpus.saturating_mul(8) {
         return Err(too_large(format!(
             "cpuQuota: {} vCPUs asked for, but this host has {host_cpus} CPUs and takes at most 8 vCPUs per CPU for one sandbox",
@@ -97,7 +103,7 @@ pub fn size(spec: &CreateSpec, defaults: Defaults, host_cpus: u32, host_memory: 
             host_memory >> 20
         )));
     }
-    Ok(size)
+    Ok(())
 }
 
 fn too_large(message: String) -> Failure {

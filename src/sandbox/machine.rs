@@ -78,18 +78,25 @@ pub struct Machine {
     disk: bool,
     /// A checkpoint exists that was not used: what the next start goes on from.
     checkpoint: bool,
+    /// A capture of the VM has to end its VMM, and a new one goes on from the same point.
+    replaces: bool,
 }
 
 impl Machine {
     /// A machine at rest; `disk` tells whether a complete root disk exists.
     pub fn resting(rest: Rest, disk: bool) -> Self {
-        Self { state: State::Idle(rest), disk, checkpoint: false }
+        Self { state: State::Idle(rest), disk, checkpoint: false, replaces: false }
     }
 
     /// The same with a checkpoint that was not used yet.
     #[must_use]
     pub fn with_checkpoint(self, checkpoint: bool) -> Self {
         Self { checkpoint, ..self }
+    }
+
+    /// Says whether a capture that begins from now on has to replace the VMM: that of a VM may change with each start.
+    pub fn set_replaces(&mut self, replaces: bool) {
+        self.replaces = replaces;
     }
 
     /// Where it rests, or `None` while an operation is under way.
@@ -169,8 +176,8 @@ impl Machine {
             (Rest::Started, Ask::Pause) => Op::Pause,
             (Rest::Paused, Ask::Create(_) | Ask::Start | Ask::Boot) => Op::Resume,
             (Rest::Started | Rest::Paused, Ask::Stop(mode)) => Op::Stop(mode),
-            (Rest::Started | Rest::Paused, Ask::Capture { replace: true }) => Op::Replace(rest),
-            (Rest::Started | Rest::Paused | Rest::Stopped, Ask::Capture { .. }) => Op::Capture(rest),
+            (Rest::Started | Rest::Paused, Ask::Capture) if self.replaces => Op::Replace(rest),
+            (Rest::Started | Rest::Paused | Rest::Stopped, Ask::Capture) => Op::Capture(rest),
             (Rest::Started | Rest::Paused | Rest::Stopped, Ask::Resize) => Op::Resize(rest),
             (Rest::Broken, Ask::Stop(_)) if self.disk => Op::Stop(StopMode::Kill),
             // Without a disk there is nothing that could rest as "stopped".
@@ -342,7 +349,7 @@ impl Work {
         let overtakes = ask.tears_down() && self.op.builds();
         match &mut self.next {
             // Two captures are two points in time.
-            Some(next) if next.ask == ask && !matches!(ask, Ask::Capture { .. } | Ask::Resize) => {
+            Some(next) if next.ask == ask && !matches!(ask, Ask::Capture | Ask::Resize) => {
                 next.callers.push(caller);
             }
             Some(next) if ask == Ask::Destroy => {

@@ -193,7 +193,7 @@ fn a_copied_sandbox_rests_where_it_was() {
     for rest in [Rest::Started, Rest::Paused, Rest::Stopped] {
         for fails in [false, true] {
             let mut machine = Machine::resting(rest, true);
-            machine.step(Event::Asked(Caller(1), Ask::Capture { replace: false }));
+            machine.step(Event::Asked(Caller(1), Ask::Capture));
             let event = if fails {
                 Event::StageFailed(Stage::Capture, Failure::new(ErrorCode::Internal, "x"))
             } else {
@@ -208,7 +208,8 @@ fn a_copied_sandbox_rests_where_it_was() {
 #[test]
 fn a_replaced_vmm_that_does_not_come_up_is_started_again_from_the_checkpoint() {
     let mut machine = Machine::resting(Rest::Started, true);
-    machine.step(Event::Asked(Caller(1), Ask::Capture { replace: true }));
+    machine.set_replaces(true);
+    machine.step(Event::Asked(Caller(1), Ask::Capture));
     for stage in [Stage::Suspend, Stage::End, Stage::Layer] {
         machine.step(Event::StageDone(stage));
     }
@@ -223,7 +224,7 @@ fn a_replaced_vmm_that_does_not_come_up_is_started_again_from_the_checkpoint() {
 #[test]
 fn two_captures_that_wait_are_not_taken_for_one() {
     let mut machine = Machine::resting(Rest::Started, true);
-    let capture = Ask::Capture { replace: false };
+    let capture = Ask::Capture;
     machine.step(Event::Asked(Caller(1), capture));
     machine.step(Event::Asked(Caller(2), capture));
     let refused = machine.step(Event::Asked(Caller(3), capture));
@@ -247,7 +248,7 @@ fn input() -> impl Strategy<Value = Input> {
         1 => Just(Ask::Boot),
         3 => mode.prop_map(Ask::Stop),
         2 => Just(Ask::Pause),
-        3 => any::<bool>().prop_map(|replace| Ask::Capture { replace }),
+        3 => Just(Ask::Capture),
         1 => Just(Ask::Resize),
         2 => Just(Ask::Destroy),
     ];
@@ -296,8 +297,11 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn everybody_is_answered_once_and_nothing_is_forgotten(inputs in prop::collection::vec(input(), 1..60)) {
+    fn everybody_is_answered_once_and_nothing_is_forgotten(
+            inputs in prop::collection::vec(input(), 1..60), replaces in any::<bool>(),
+        ) {
         let mut machine = Machine::resting(Rest::Absent, false);
+        machine.set_replaces(replaces);
         let mut host = Host::default();
         let mut asked = 0_u64;
         let mut replies: BTreeMap<Caller, usize> = BTreeMap::new();

@@ -43,10 +43,7 @@ pub enum Ask {
     /// Pause its virtual CPUs; already paused is success.
     Pause,
     /// Freeze a point in time of it for somebody else; it rests where it was.
-    Capture {
-        /// Its VMM has to be ended for that and a new one goes on from the same point.
-        replace: bool,
-    },
+    Capture,
     /// Change its resources.
     Resize,
     /// Remove it with its disk; not there is success.
@@ -61,7 +58,7 @@ impl Ask {
             Ask::Start | Ask::Boot => "start",
             Ask::Stop(_) => "stop",
             Ask::Pause => "pause",
-            Ask::Capture { .. } => "capture",
+            Ask::Capture => "capture",
             Ask::Resize => "resize",
             Ask::Destroy => "destroy",
         }

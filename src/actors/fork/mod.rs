@@ -47,11 +47,7 @@ impl Core {
 
     /// Has a point in time of the source made.
     async fn capture(&self, source: &SandboxId, ticket: &Ticket, by_job: bool) -> Result<(), Failure> {
-        let order = Order {
-            ticket: Some(ticket.clone()),
-            by_job,
-            ..Order::new(source.clone(), Ask::Capture { replace: false })
-        };
+        let order = Order { ticket: Some(ticket.clone()), by_job, ..Order::new(source.clone(), Ask::Capture) };
         self.order(order).await.map(drop)
     }
 

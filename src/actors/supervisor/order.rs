@@ -34,6 +34,11 @@ pub(super) async fn carry_out(core: Rc<Core>, order: Order) -> Result<Option<Arc
             Verdict::Done => return Ok(None),
             Verdict::Refuse(failure) => return Err(named(failure, &order)),
         }
+        if let Some(resize) = order.resize {
+            let (cpus, memory) = core.host;
+            let asked = Size { vcpus: resize.vcpus.unwrap_or(0), memory: resize.memory.unwrap_or(0), disk: 0 };
+            admission::fits(asked, cpus, memory).map_err(|failure| named(failure, &order))?;
+        }
         let (ask, blueprint) = blueprint(&core, &order).await.map_err(|failure| named(failure, &order))?;
         let addr = child(&core, &order, blueprint.as_deref()).await?;
         let (reply, answer) = oneshot::channel();

@@ -133,7 +133,9 @@ impl Job {
                 "the disk was written to after the sandbox's memory was kept; start it once, or copy its disk only";
             return Err(Failure::new(ErrorCode::Conflict, message));
         }
-        let present = self.rebased(&disks.root).await?.unwrap_or_else(|| disks.root.clone());
+        let merged = self.merge_first(&disks.root).await?;
+        let present = self.rebased_on(&disks.root, merged.as_ref().or(self.merged.as_ref())).await?;
+        let present = present.unwrap_or_else(|| disks.root.clone());
         let (frozen, changed) = self.freeze_ended(&present, dir).await?;
         let memory = match checkpoint {
             Some(checkpoint) => Some(self.copy_checkpoint(checkpoint, dir).await?),

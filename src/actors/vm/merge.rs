@@ -77,7 +77,16 @@ impl VmActor {
 impl Job {
     /// The disk on its merged layer, if there is one. No VMM has it open.
     pub(super) async fn rebased(&self, root: &RootDisk) -> Result<Option<RootDisk>, Failure> {
-        match &self.merged {
+        self.rebased_on(root, self.merged.as_ref()).await
+    }
+
+    /// The same with a layer that was just made.
+    pub(super) async fn rebased_on(
+        &self,
+        root: &RootDisk,
+        merged: Option<&Merged>,
+    ) -> Result<Option<RootDisk>, Failure> {
+        match merged {
             Some(merged) if merged.serves(root) => {
                 Ok(Some(self.tools.ports.disks.rebase(&self.record.id, root, &merged.path).await?))
             }

@@ -281,6 +281,11 @@ impl VmActor {
         ctx.spawn(job.run(interrupted).into_actor(self).map(Self::performed));
     }
 
+    fn step(&mut self, event: Event) -> Vec<Action> {
+        self.machine.set_replaces(self.capture_plan().is_some_and(|plan| plan.replace));
+        self.machine.step(event)
+    }
+
     fn prepare(&mut self, stage: Stage) {
         let op = self.machine.work().map(|(op, _)| op);
         if op.is_some_and(|op| op.stages().first() == Some(&stage)) {
@@ -381,7 +386,7 @@ impl VmActor {
                 Event::StageFailed(done.stage, failure)
             }
         };
-        let actions = act.machine.step(event);
+        let actions = act.step(event);
         act.apply(actions, ctx);
     }
 
@@ -510,7 +515,7 @@ impl VmActor {
         if let Some(exit) = self.exit.take() {
             warn!(sandbox = %self.record.id, %exit, "the VMM ended by itself");
             self.record.error = Some(exit.to_string());
-            let actions = self.machine.step(Event::VmmExited);
+            let actions = self.step(Event::VmmExited);
             self.apply(actions, ctx);
         }
     }
@@ -573,10 +578,9 @@ impl Handler<Command> for VmActor {
         }
         let ask = match command.ask {
             Ask::Stop(StopMode::Usual) => Ask::Stop(self.tools.settings.stop_mode),
-            Ask::Capture { .. } => Ask::Capture { replace: self.capture_plan().is_some_and(|plan| plan.replace) },
             ask => ask,
         };
-        let actions = self.machine.step(Event::Asked(caller, ask));
+        let actions = self.step(Event::Asked(caller, ask));
         self.apply(actions, ctx);
     }
 }
