@@ -38,6 +38,8 @@ pub enum Phase {
     Waking,
     /// The VMM runs.
     Started,
+    /// The VM is being paused on request.
+    Pausing,
     /// The VM is paused on request.
     Paused,
     /// The VM is paused for a moment, to be copied; it is to run on.
@@ -63,9 +65,8 @@ impl Phase {
             Op::Create(_) | Op::Rescue { create: true } => Phase::Creating,
             Op::Start { warm: true } | Op::Awake if matches!(stage, Stage::Wake | Stage::Ready) => Phase::Waking,
             Op::Start { .. } | Op::Rescue { .. } | Op::Awake => Phase::Starting,
-            Op::Pause => Phase::Paused,
-            // Resuming twice does no harm, so the intent needs no word of its own.
-            Op::Resume => Phase::Paused,
+            Op::Pause => Phase::Pausing,
+            Op::Resume => Phase::Waking,
             Op::Capture(Rest::Started) => Phase::Capturing,
             Op::Stop(StopMode::Checkpoint) | Op::Replace(_) if stage == Stage::Suspend => Phase::Capturing,
             Op::Replace(rest) if stage == Stage::Commit => Self::at(rest).unwrap_or(Phase::Started),

@@ -34,9 +34,13 @@ pub fn decide(phase: Phase, evidence: Evidence) -> Continue {
     match (phase, evidence) {
         (_, Evidence::Unknown) => Continue::LeaveAlone,
         (Phase::Started, Evidence::Alive) => Continue::Rest(Rest::Started),
-        (Phase::Started | Phase::Paused | Phase::Capturing | Phase::Waking, Evidence::Gone) => Continue::Do(Op::Clear),
+        (Phase::Started | Phase::Pausing | Phase::Paused | Phase::Capturing | Phase::Waking, Evidence::Gone) => {
+            Continue::Do(Op::Clear)
+        }
         // Its checkpoint is stored, and nothing has run since.
         (Phase::Replacing, _) => Continue::Then(Op::UndoStart, Ask::Start),
+        // To pause twice does no harm.
+        (Phase::Pausing, Evidence::Alive) => Continue::Do(Op::Pause),
         (Phase::Paused, Evidence::Alive) => Continue::Rest(Rest::Paused),
         // Paused, or about to be, or running on already: to resume it is right in each case.
         (Phase::Capturing | Phase::Waking, Evidence::Alive) => Continue::Do(Op::Awake),
@@ -61,6 +65,7 @@ mod tests {
             Phase::Starting,
             Phase::Waking,
             Phase::Started,
+            Phase::Pausing,
             Phase::Paused,
             Phase::Capturing,
             Phase::Replacing,

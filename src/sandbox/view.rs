@@ -44,7 +44,7 @@ impl From<Phase> for WireState {
             Phase::Creating => Self::Creating,
             Phase::Starting | Phase::Waking => Self::Starting,
             // To be copied is no state of its own: the guest runs on.
-            Phase::Started | Phase::Capturing | Phase::Replacing => Self::Started,
+            Phase::Started | Phase::Pausing | Phase::Capturing | Phase::Replacing => Self::Started,
             Phase::Paused => Self::Paused,
             Phase::Stopping => Self::Stopping,
             Phase::Stopped => Self::Stopped,

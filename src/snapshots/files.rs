@@ -85,6 +85,10 @@ impl FileSnapshots {
 }
 
 impl Snapshots for FileSnapshots {
+    fn dir(&self, reference: &SnapshotRef) -> PathBuf {
+        self.inner.root.join(reference.as_str())
+    }
+
     fn save<'a>(&'a self, save: &'a Save) -> LocalBoxFuture<'a, Result<Manifest, Error>> {
         let (save, abandoned) = (save.clone(), Arc::new(AtomicBool::new(false)));
         let seen = Arc::clone(&abandoned);

@@ -151,6 +151,9 @@ pub trait Snapshots {
     /// Looks one up; a manifest that cannot be read is an error that names it.
     fn find<'a>(&'a self, reference: &'a SnapshotRef) -> LocalBoxFuture<'a, Result<Option<Found>, Error>>;
 
+    /// Where its files are, if it is there.
+    fn dir(&self, reference: &SnapshotRef) -> PathBuf;
+
     /// Removes one; false when it was not there. Refused while a sandbox's disk is backed by it: `users` are those.
     fn remove<'a>(
         &'a self,

@@ -268,6 +268,10 @@ impl Drop for Host {
             std::thread::sleep(Duration::from_millis(20));
         }
         self.api.stop();
+        // A mount point cannot be removed with the directory; those that are not there are fine.
+        for sub in ["boxes", "snap", "volume"] {
+            let _ = nix::mount::umount2(&self.path(sub), nix::mount::MntFlags::MNT_DETACH);
+        }
     }
 }
 

@@ -29,7 +29,7 @@ impl Host {
     }
 
     fn new_disk(&self, sandbox: &SandboxId, size: u64, layers: Vec<PathBuf>) -> SandboxDisks {
-        let dir = self.dir(sandbox);
+        let dir = Disks::dir(self, sandbox);
         let raw = self.0.borrow().raw;
         self.0.borrow_mut().disks.insert(sandbox.to_string());
         let (name, format) = if raw { ("disk.raw", Format::Raw) } else { ("disk.qcow2", Format::Qcow2) };
@@ -94,7 +94,7 @@ impl Disks for Host {
         async move {
             self.disk_effect("begin_checkpoint").await?;
             self.0.borrow_mut().checkpoints.insert(sandbox.to_string());
-            Ok(self.dir(sandbox).join("checkpoint"))
+            Ok(Disks::dir(self, sandbox).join("checkpoint"))
         }
         .boxed_local()
     }
@@ -299,6 +299,10 @@ impl Snapshots for Host {
             Ok(manifest)
         }
         .boxed_local()
+    }
+
+    fn dir(&self, reference: &SnapshotRef) -> PathBuf {
+        Path::new("/nowhere/snapshots").join(reference.as_str())
     }
 
     fn find<'a>(&'a self, reference: &'a SnapshotRef) -> LocalBoxFuture<'a, Result<Option<Found>, snapshots::Error>> {

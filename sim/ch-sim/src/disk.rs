@@ -198,7 +198,7 @@ impl Image {
         (self.image_type == ImageType::Raw).then_some(&self.raw)
     }
 
-    /// Writes back what is cached: on a guest flush and on orderly ends, not on pause (cloud-hypervisor.md 6).
+    /// Writes back what is cached: on a guest flush and on orderly ends, not on a pause (cloud-hypervisor.md 6).
     pub fn flush(&mut self) -> io::Result<()> {
         match &self.qcow2 {
             Some(access) => access.flush(),
@@ -206,11 +206,29 @@ impl Image {
         }
     }
 
+    /// Writes back what is cached and says in the header that nothing is missing: an orderly end.
+    pub fn close(&mut self) -> io::Result<()> {
+        self.flush()?;
+        match self.qcow2.take() {
+            Some(access) if !self.readonly => {
+                drop(access);
+                qcow2::set_dirty(&self.raw, false)
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn qcow2(&mut self) -> io::Result<&mut SyncFormatAccess<ImageFile>> {
         if self.qcow2.is_none() {
+            if !self.readonly && qcow2::is_dirty(&self.raw)? {
+                qcow2::repair(&self.path)?;
+            }
             let builder = Qcow2::<ImageFile>::builder_path(&self.path).write(!self.readonly);
             let image = builder.open_sync(PermissiveImplicitOpenGate::default())?;
             self.qcow2 = Some(SyncFormatAccess::new(image)?);
+            if !self.readonly {
+                qcow2::set_dirty(&self.raw, true)?;
+            }
         }
         self.qcow2.as_mut().ok_or_else(|| io::Error::other("qcow2 image is not open"))
     }

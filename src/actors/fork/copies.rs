@@ -20,9 +20,39 @@ use crate::sandbox::{Ask, Make, Phase, Record, Size};
 pub(super) async fn make(core: Rc<Core>, fork: Fork) -> Result<Copies, Failure> {
     check(&fork)?;
     let record = core.describe(&fork.source).await.map_err(|failure| about(failure, &fork.source))?;
-    match record.phase {
-        Phase::Stopped | Phase::Stopping => stopped(&core, &fork, &record).await,
-        _ => Ok(alive(&core, &fork, &record).await),
+    let mut wanted = Vec::new();
+    let mut refused = Vec::new();
+    for copy in &fork.copies {
+        match free(&core, &fork, copy).await {
+            Ok(()) => wanted.push(copy.clone()),
+            Err(failure) => refused.push((copy.clone(), Err(failure))),
+        }
+    }
+    if wanted.is_empty() {
+        return Ok(refused);
+    }
+    let fork = Fork { copies: wanted, ..fork };
+    let mut made = match record.phase {
+        Phase::Stopped | Phase::Stopping => stopped(&core, &fork, &record).await?,
+        _ => alive(&core, &fork, &record).await,
+    };
+    made.extend(refused);
+    Ok(made)
+}
+
+/// An id that is taken is only fine for a job that is executed again, and finds its own copy.
+async fn free(core: &Core, fork: &Fork, copy: &SandboxId) -> Result<(), Failure> {
+    let present = match core.describe(copy).await {
+        Ok(present) => present,
+        Err(failure) if failure.code == ErrorCode::NotFound => return Ok(()),
+        Err(failure) => return Err(failure),
+    };
+    match &present.origin {
+        Some(Origin::Sandbox { id }) if fork.by_job && *id == fork.source => Ok(()),
+        _ => {
+            let message = format!("sandbox {copy} exists already; give the copy of {} another id", fork.source);
+            Err(Failure::new(ErrorCode::Conflict, message))
+        }
     }
 }
 

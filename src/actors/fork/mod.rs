@@ -32,6 +32,8 @@ struct Core {
     describe: Recipient<Describe>,
     /// Copies that wait for a source's pause, by source.
     open: RefCell<HashMap<SandboxId, Rc<Batch>>>,
+    /// Captures of one source are ordered one after the other.
+    turns: RefCell<HashMap<SandboxId, Rc<tokio::sync::Mutex<()>>>>,
 }
 
 impl Core {
@@ -47,8 +49,17 @@ impl Core {
 
     /// Has a point in time of the source made.
     async fn capture(&self, source: &SandboxId, ticket: &Ticket, by_job: bool) -> Result<(), Failure> {
+        // The machine of a sandbox lets one request wait, not many.
+        let turn = self.turns.borrow_mut().entry(source.clone()).or_default().clone();
+        let held = turn.lock().await;
         let order = Order { ticket: Some(ticket.clone()), by_job, ..Order::new(source.clone(), Ask::Capture) };
-        self.order(order).await.map(drop)
+        let captured = self.order(order).await.map(drop);
+        drop(held);
+        // The last one takes the turn's place away: ours, and that in the table.
+        if Rc::strong_count(&turn) <= 2 {
+            self.turns.borrow_mut().remove(source);
+        }
+        captured
     }
 
     /// Nobody needs the point in time any more.
@@ -83,7 +94,7 @@ impl ForkActor {
         describe: Recipient<Describe>,
         deaths: Deaths,
     ) -> Addr<Self> {
-        let core = Core { ports, orders, describe, open: RefCell::default() };
+        let core = Core { ports, orders, describe, open: RefCell::default(), turns: RefCell::default() };
         Self { core: Rc::new(core), deaths }.start()
     }
 }

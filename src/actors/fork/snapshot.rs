@@ -2,8 +2,10 @@
 
 use std::rc::Rc;
 
+use tracing::warn;
+
 use super::Core;
-use crate::error::{ErrorCode, Failure};
+use crate::error::{ErrorCode, Failure, chain};
 use crate::fork::{Capture, Ticket, Want};
 use crate::ids::SnapshotRef;
 use crate::messages::fork::TakeSnapshot;
@@ -74,8 +76,16 @@ fn save(take: &TakeSnapshot, record: &Record, capture: &Capture) -> Save {
 
 pub(super) async fn remove(core: Rc<Core>, reference: SnapshotRef) -> Result<bool, Failure> {
     let remove = async {
-        let Some(found) = core.ports.snapshots.find(&reference).await? else { return Ok(false) };
-        let users = core.ports.disks.users_of(&found.dir).await?;
+        let dir = match core.ports.snapshots.find(&reference).await {
+            Ok(Some(found)) => found.dir,
+            Ok(None) => return Ok(false),
+            // What is damaged is to be removed, too.
+            Err(error) => {
+                warn!(%reference, error = %chain(&error), "a snapshot that cannot be read is removed");
+                core.ports.snapshots.dir(&reference)
+            }
+        };
+        let users = core.ports.disks.users_of(&dir).await?;
         Ok(core.ports.snapshots.remove(&reference, &users).await?)
     };
     remove.await.map_err(|failure: Failure| failure.during(&format!("cannot remove snapshot {reference}")))

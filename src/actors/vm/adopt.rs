@@ -43,7 +43,8 @@ pub async fn adopt(tools: &Tools, record: &Record) -> Adopted {
         Ok(None) => adopted.trouble = None,
         Err(error) => adopted.trouble = Some(chain(&error)),
     }
-    let reachable = matches!(record.phase, Phase::Started | Phase::Paused | Phase::Capturing | Phase::Waking);
+    let reachable =
+        matches!(record.phase, Phase::Started | Phase::Pausing | Phase::Paused | Phase::Capturing | Phase::Waking);
     if let (true, Some(_), Some(netns)) = (reachable, &adopted.vmm, &adopted.netns) {
         let open = OpenRoute { id: record.id.clone(), run: record.run, netns: netns.clone() };
         if tools.proxy.send(open).await.is_err() {

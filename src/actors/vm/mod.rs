@@ -147,8 +147,10 @@ impl VmActor {
         let saved = Some(record.clone());
         if let Some(reason) = &adopted.trouble {
             record.error = Some(reason.clone());
-        } else if matches!(record.phase, Phase::Started | Phase::Paused | Phase::Capturing | Phase::Waking)
-            && adopted.vmm.is_none()
+        } else if matches!(
+            record.phase,
+            Phase::Started | Phase::Pausing | Phase::Paused | Phase::Capturing | Phase::Waking
+        ) && adopted.vmm.is_none()
         {
             record.error = Some("the VMM ended while the runner was not running".to_owned());
         }

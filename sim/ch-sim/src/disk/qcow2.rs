@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::error::{Chain, Outcome};
 
@@ -19,6 +20,37 @@ pub fn virtual_size(path: &Path) -> io::Result<u64> {
     let mut size = [0; 8];
     File::open(path)?.read_exact_at(&mut size, 24)?;
     Ok(u64::from_be_bytes(size))
+}
+
+/// The last byte of the incompatible features; its lowest bit says that reference counts may be wrong.
+const DIRTY_AT: u64 = 79;
+
+/// Whether the last VMM that wrote to the image ended without closing it. Images of version 2 cannot say so.
+pub fn is_dirty(file: &File) -> io::Result<bool> {
+    let mut head = [0; 80];
+    file.read_exact_at(&mut head, 0)?;
+    Ok(head[4..8] == [0, 0, 0, 3] && head[79] & 1 == 1)
+}
+
+/// Sets or clears that.
+pub fn set_dirty(file: &File, dirty: bool) -> io::Result<()> {
+    let mut head = [0; 80];
+    file.read_exact_at(&mut head, 0)?;
+    if head[4..8] != [0, 0, 0, 3] {
+        return Ok(());
+    }
+    file.write_all_at(&[(head[79] & !1) | u8::from(dirty)], DIRTY_AT)
+}
+
+/// Counts references anew, as Cloud Hypervisor does when it opens such an image.
+pub fn repair(path: &Path) -> io::Result<()> {
+    let options = format!("driver=qcow2,file.driver=file,file.locking=off,file.filename={}", path.display());
+    let checked = Command::new("qemu-img").args(["check", "-q", "-r", "all", "--image-opts", &options]).output()?;
+    // 3: leaked clusters, which harm nobody.
+    match checked.status.code() {
+        Some(0 | 3) => Ok(()),
+        _ => Err(io::Error::other(String::from_utf8_lossy(&checked.stderr).into_owned())),
+    }
 }
 
 /// Checks the image and its backing chain; says whether there is a backing file.

@@ -220,7 +220,7 @@ fn inspect(machine: &Machine) -> Result<Report, String> {
     let file = lines.as_ref().and_then(|lines| lines.last().copied()).unwrap_or(0);
     let in_order = lines.is_some_and(|lines| lines.windows(2).all(|pair| pair[1] == pair[0] + 1));
     let near = |earlier: u64, later: u64| earlier >= later && earlier - later <= 1;
-    let places = near(memory, disk) && (memory < first || (in_order && near(disk, file.max(first - 1))));
+    let places = near(memory, disk) && (memory < first || (in_order && near(disk, file.max(first.saturating_sub(1)))));
     let consistent = places && is_whole(&ring, first, memory) && is_whole(&blocks, 1, disk);
     Ok(Report { memory, disk, file, consistent })
 }

@@ -152,7 +152,7 @@ impl Devices {
         for disk in &self.disks {
             let image = disk.image();
             let Ok(mut image) = image.lock() else { continue };
-            if let Err(error) = image.flush() {
+            if let Err(error) = image.close() {
                 log.error(&format!("Failed to flush disk {}: {error}", disk.id));
             }
         }
