@@ -8,6 +8,8 @@ use daytona_sim::{JobStatus, Payload, ResourceType};
 use serde_json::{Value, json};
 
 mod common;
+#[path = "bad_input/copies.rs"]
+mod copies;
 
 use common::{Host, TOKEN, leftovers};
 

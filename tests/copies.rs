@@ -257,11 +257,11 @@ async fn goes_on(world: &World, after: &str) {
 fn memory_is_not_used_where_the_disk_may_lack_writes() {
     Machine::new().life(async |world: World| {
         world.create("box").await.unwrap();
-        world.host.twist("unload", Twist::Fails, 1);
+        world.host.twist("unload", Twist::Fails, 3);
         world.ask("box", Ask::Stop(StopMode::Checkpoint)).await.unwrap();
         world.ask("box", Ask::Start).await.expect("it boots from the disk");
         assert_eq!((world.host.count("boot"), world.host.count("restore")), (2, 0));
-        world.host.twist("unload", Twist::Fails, 1);
+        world.host.twist("unload", Twist::Fails, 3);
         let copies = world.fork("box", &["child"]).await.unwrap();
         let failure = copies[0].1.as_ref().unwrap_err();
         assert!(failure.message.contains("before it had written all of the disk"), "{failure}");

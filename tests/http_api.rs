@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 mod common;
+#[path = "http_api/copies.rs"]
+mod copies;
 #[path = "http_api/openapi.rs"]
 mod openapi;
 
@@ -61,6 +63,15 @@ fn everything_else_wants_the_token() {
         ("POST", "/sandboxes/box/start"),
         ("POST", "/sandboxes/box/stop"),
         ("POST", "/sandboxes/box/destroy"),
+        ("POST", "/sandboxes/box/fork"),
+        ("POST", "/sandboxes/box/clone"),
+        ("POST", "/sandboxes/box/pause"),
+        ("POST", "/sandboxes/box/resume"),
+        ("POST", "/sandboxes/box/resize"),
+        ("POST", "/snapshots/create"),
+        ("GET", "/snapshots/exists?ref=a"),
+        ("GET", "/snapshots/info?ref=a"),
+        ("POST", "/snapshots/remove?ref=a"),
         ("GET", "/sandboxes/box/serial"),
         ("GET", "/sandboxes/box/toolbox/version"),
         ("GET", "/sandboxes/box/proxy/8080/"),
@@ -68,7 +79,7 @@ fn everything_else_wants_the_token() {
     ];
     for (method, path) in routes {
         let answer = stranger(&host).request(method, path, "");
-        error(&answer, 401, "UNAUTHORIZED", path, method);
+        error(&answer, 401, "UNAUTHORIZED", path.split('?').next().unwrap(), method);
         assert_eq!(answer.header("www-authenticate"), Some("Bearer"), "{method} {path}");
     }
 }

@@ -36,6 +36,18 @@ pub struct Args {
     /// Creates per disk strategy.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub disk_creates: u32,
+    /// Forks per kind of host and size of guest.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub forks: u32,
+    /// Lets real guests count in the part `fork`, to measure pauses from inside. Each takes a CPU then.
+    #[arg(long)]
+    pub counting: bool,
+    /// Repetitions of what copies much memory or makes many guests.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub repeats: u32,
+    /// Most copies that are made from one pause.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub children: u32,
     /// Only these parts.
     #[arg(long, value_delimiter = ',', value_name = "PARTS")]
     pub only: Vec<Part>,
@@ -54,6 +66,16 @@ pub enum Part {
     Idle,
     /// Reflink against overlay.
     Disks,
+    /// Copies of running guests that have touched little memory.
+    Fork,
+    /// The same with much touched memory.
+    Touched,
+    /// The original's procedure for a copy.
+    OriginalFork,
+    /// Many copies from one pause.
+    Children,
+    /// Stop and start with memory, creates from a snapshot with memory.
+    Checkpoint,
 }
 
 impl Args {

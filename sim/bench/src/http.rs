@@ -80,10 +80,20 @@ impl Runner {
 
     /// The JSON behind a path.
     pub fn get(&self, path: &str) -> anyhow::Result<Value> {
+        self.ask("GET", path, "")
+    }
+
+    /// Sends JSON; the JSON of the answer.
+    pub fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        self.ask("POST", path, &if body.is_null() { String::new() } else { body.to_string() })
+    }
+
+    fn ask(&self, method: &str, path: &str, body: &str) -> anyhow::Result<Value> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).context("cannot reach the runner")?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let headers = format!("Authorization: Bearer {}\r\nConnection: close\r\n", self.token);
-        let body = exchange(&mut stream, "GET", path, &headers, "")?;
-        serde_json::from_slice(&body).with_context(|| format!("GET {path}: not JSON"))
+        let kind = if body.is_empty() { "" } else { "Content-Type: application/json\r\n" };
+        let body = exchange(&mut stream, method, path, &format!("{headers}{kind}"), body)?;
+        serde_json::from_slice(&body).with_context(|| format!("{method} {path}: not JSON"))
     }
 }

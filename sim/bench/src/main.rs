@@ -1,5 +1,6 @@
 //! `make bench`: how long a create takes and where, next to the bare hypervisor and next to the
-//! original's procedure; how soon a job begins; what idle sandboxes cost; what each disk strategy takes.
+//! original's procedure; how soon a job begins; what idle sandboxes cost; what each disk strategy takes; how
+//! long a running sandbox stands still when it is copied, and how soon the copies run.
 //!
 //! Everything happens in a network and a mount namespace of its own, with the real runner, the simulated
 //! API, and simulated VMMs unless CH_BINARY (with BENCH_KERNEL) names a real hypervisor.
@@ -15,6 +16,9 @@ use sections::Section;
 use setup::Setup;
 
 mod args;
+mod copying;
+mod events;
+mod guest;
 mod http;
 mod isolate;
 mod log;
@@ -27,6 +31,7 @@ mod stats;
 mod table;
 mod vmm;
 mod world;
+mod xfs;
 
 fn main() -> ExitCode {
     match bench(&Args::parse()) {
@@ -68,6 +73,21 @@ fn bench(args: &Args) -> anyhow::Result<()> {
     }
     if args.wants(Part::Disks) {
         finish(sections::disks::section(&setup, args)?);
+    }
+    if args.wants(Part::Fork) {
+        finish(sections::fork::section(&setup, args)?);
+    }
+    if args.wants(Part::Touched) {
+        finish(sections::touched::section(&setup, args)?);
+    }
+    if args.wants(Part::Children) {
+        finish(sections::children::section(&setup, args)?);
+    }
+    if args.wants(Part::Checkpoint) {
+        finish(sections::checkpoint::section(&setup, args)?);
+    }
+    if args.wants(Part::OriginalFork) {
+        finish(sections::original_fork::section(&setup, args)?);
     }
     let end = machine::load_average()?;
     println!("Load average at the end: {end}");

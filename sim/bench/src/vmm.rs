@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use nix::sched::{CloneFlags, setns};
 use runner_ch::hypervisor::VmConfig;
-use runner_ch::hypervisor::wire::VmSpec;
+use runner_ch::hypervisor::wire::{MemoryLayout, VmSpec};
 
 use crate::http;
 use crate::isolate::{go_on, run};
@@ -62,7 +62,7 @@ impl Plain {
         run("ip", ["-n", NETNS, "addr", "add", "192.168.0.1/24", "dev", TAP])?;
         run("ip", ["-n", NETNS, "link", "set", TAP, "up"])?;
         let netns = File::open(Path::new("/run/netns").join(NETNS)).context("cannot open the plain namespace")?;
-        let config = config(setup, disks, dir.join("serial.log"))?;
+        let config = config(setup, disks, MemoryLayout::Shared, dir.join("serial.log"))?;
         Ok(Self { vmm: setup.vmm.clone(), dir, netns, config })
     }
 
@@ -114,11 +114,11 @@ pub fn command(vmm: &Path, socket: &Path, dir: &Path) -> Command {
 }
 
 /// The configuration that the runner would send for these disks.
-pub fn config(setup: &Setup, disks: &Disks, serial: PathBuf) -> anyhow::Result<String> {
+pub fn config(setup: &Setup, disks: &Disks, layout: MemoryLayout, serial: PathBuf) -> anyhow::Result<String> {
     let spec = VmSpec {
         vcpus: 1,
         memory_bytes: 1 << 30,
-        layout: runner_ch::hypervisor::wire::MemoryLayout::Shared,
+        layout,
         max_vcpus: 1,
         kernel: setup.kernel.clone(),
         initramfs: None,

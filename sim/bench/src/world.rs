@@ -34,6 +34,9 @@ pub struct World {
     env: Vec<(&'static str, String)>,
     program: PathBuf,
     clock: Clock,
+    simulated: bool,
+    /// Whether guests count how long they run.
+    pub counts: bool,
 }
 
 impl World {
@@ -67,7 +70,26 @@ impl World {
             ("DAEMON_START_TIMEOUT_SEC", if setup.simulated { "60" } else { "0" }.to_owned()),
             ("LOG_FORMAT", "json".to_owned()),
         ];
-        Ok(Self { api, dir, env, program: setup.runner.clone(), clock: Clock::now() })
+        Ok(Self {
+            api,
+            dir,
+            env,
+            program: setup.runner.clone(),
+            clock: Clock::now(),
+            simulated: setup.simulated,
+            counts: setup.simulated,
+        })
+    }
+
+    /// Whether guests are simulated ones.
+    pub fn simulated(&self) -> bool {
+        self.simulated
+    }
+
+    /// Changes one setting of the runner, which must not run yet.
+    pub fn set(&mut self, name: &'static str, value: impl Into<String>) {
+        self.env.retain(|(known, _)| *known != name);
+        self.env.push((name, value.into()));
     }
 
     /// The directory of a sandbox.
@@ -107,6 +129,12 @@ impl World {
     /// Creates a sandbox; the finished job.
     pub fn create(&self, id: &str) -> anyhow::Result<Job> {
         let job = self.api.create_sandbox(&self.spec(id))?;
+        self.finished(&job)
+    }
+
+    /// Creates a sandbox with so much memory in GiB.
+    pub fn create_with(&self, id: &str, memory: u32) -> anyhow::Result<Job> {
+        let job = self.api.create_sandbox(&CreateSpec { memory, ..self.spec(id) })?;
         self.finished(&job)
     }
 

@@ -221,7 +221,7 @@ impl Image {
     fn qcow2(&mut self) -> io::Result<&mut SyncFormatAccess<ImageFile>> {
         if self.qcow2.is_none() {
             if !self.readonly && qcow2::is_dirty(&self.raw)? {
-                qcow2::repair(&self.path)?;
+                qcow2::repair(&self.path, &self.raw)?;
             }
             let builder = Qcow2::<ImageFile>::builder_path(&self.path).write(!self.readonly);
             let image = builder.open_sync(PermissiveImplicitOpenGate::default())?;

@@ -335,8 +335,10 @@ impl Job {
         };
         // All run to their end: what is cut off in the middle would still go on, on a VM that runs.
         let (device, memory, disk) = futures::future::join3(device, memory, disk).await;
+        // In this order: the hypervisor knows best why its VM could not be read.
+        let device = device?;
         let ((taken, memory), (frozen, disk)) = (memory?, disk?);
-        Ok((Window { paused_after, device: device?, memory, disk, taken }, frozen))
+        Ok((Window { paused_after, device, memory, disk, taken }, frozen))
     }
 
     /// A VM that is paused for a moment runs on: it is asked more than once, as nobody else would.

@@ -355,7 +355,9 @@ impl VmActor {
     fn needs_save(&self, stage: Stage) -> bool {
         let nothing_yet = stage == Stage::Gate
             && !matches!(self.machine.work(), Some((Op::Create(Make::Copy | Make::Revive | Make::Warm), _)));
-        !nothing_yet && stage != Stage::Launch && self.saved.as_ref() != Some(&self.record)
+        // What came before the launch of a VMM that takes over is part of what it goes on from.
+        let found_by_socket = stage == Stage::Launch && !matches!(self.machine.work(), Some((Op::Replace(_), _)));
+        !nothing_yet && !found_by_socket && self.saved.as_ref() != Some(&self.record)
     }
 
     fn performed(done: Done, act: &mut Self, ctx: &mut Context<Self>) {

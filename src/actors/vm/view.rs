@@ -1,7 +1,7 @@
 //! What readers see of a sandbox.
 
 use super::VmActor;
-use crate::sandbox::{Phase, View, WireState};
+use crate::sandbox::{Op, Phase, Rest, View, WireState};
 
 impl VmActor {
     pub(super) fn publish(&self) {
@@ -17,7 +17,11 @@ impl VmActor {
         let begin = &self.record.begin;
         View {
             id: self.record.id.clone(),
-            state: Phase::of(&self.machine).map_or(WireState::Destroyed, WireState::from),
+            state: match self.machine.work() {
+                // A paused source stays paused, whatever is done to its VMM meanwhile.
+                Some((Op::Replace(Rest::Paused), _)) => WireState::Paused,
+                _ => Phase::of(&self.machine).map_or(WireState::Destroyed, WireState::from),
+            },
             settled: self.machine.work().is_none(),
             size: self.record.size,
             running: self.record.running,

@@ -45,6 +45,9 @@ pub fn snapshot(source: SandboxId, body: &Map<String, Value>, branch: bool) -> R
     same(fields, "sandboxId", &source)?;
     let name = fields.owned("name")?.ok_or_else(|| error("name", "text", "nothing"))?;
     let organization = fields.text("organizationId")?;
+    if let Some(text) = organization {
+        SnapshotRef::of([text]).map_err(|cause| error("organizationId", cause.to_string(), quoted(text)))?;
+    }
     let registry = if branch { None } else { registry(fields)? };
     let parts = registry.iter().flatten().map(String::as_str).chain(organization).chain([name.as_str()]);
     let reference = SnapshotRef::of(parts).map_err(|cause| error("name", cause.to_string(), quoted(&name)))?;

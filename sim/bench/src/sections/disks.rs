@@ -1,7 +1,7 @@
 //! What each disk strategy takes: creates on XFS by reflink next to overlays, there and on the file
 //! system of the work directory.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -9,16 +9,13 @@ use daytona_sim::CreateSpec;
 
 use super::Section;
 use crate::args::Args;
-use crate::isolate::run;
 use crate::machine;
 use crate::sections::create::timings;
 use crate::setup::Setup;
 use crate::stats::Samples;
 use crate::table::{Cell, Table};
 use crate::world::World;
-
-/// Size of the XFS image, sparse; XFS itself demands 300 MB.
-const IMAGE: u64 = 4 << 30;
+use crate::xfs::Xfs;
 
 /// What one strategy took.
 struct Took {
@@ -30,7 +27,7 @@ struct Took {
 /// Measures.
 pub fn section(setup: &Setup, args: &Args) -> anyhow::Result<Section> {
     let mut section = Section::new("5. Disk strategies");
-    let xfs = Xfs::mount(setup)?;
+    let xfs = Xfs::mount(setup, "xfs")?;
     let here = machine::file_system(setup.dir.path())?;
     let mut provide = Table::of_samples("Stage provide: disk and network side by side");
     let mut disk = Table::of_samples("Stage disk: the disk alone, creates that do not start");
@@ -74,33 +71,4 @@ fn stage(world: &World, name: &str, spec: &CreateSpec) -> anyhow::Result<Duratio
     world.destroy(&spec.id)?;
     let found = stages.into_iter().find(|(stage, _)| stage == name);
     found.map(|(_, took)| took).with_context(|| format!("the create had no stage {name}"))
-}
-
-/// A mounted XFS in a file; goes with this value, or with the benchmark's mount namespace.
-#[derive(Debug)]
-struct Xfs(PathBuf);
-
-impl Xfs {
-    fn mount(setup: &Setup) -> anyhow::Result<Self> {
-        let (image, point) = (setup.dir.path().join("xfs.img"), setup.subdir("xfs")?);
-        std::fs::File::create(&image)?.set_len(IMAGE)?;
-        let text = |path: &Path| path.display().to_string();
-        run("mkfs.xfs", ["-q", "-m", "reflink=1", &text(&image)])?;
-        run("mount", ["-o", "loop", &text(&image), &text(&point)])?;
-        Ok(Self(point))
-    }
-
-    fn dir(&self, name: &str) -> anyhow::Result<PathBuf> {
-        let dir = self.0.join(name);
-        std::fs::create_dir_all(&dir)?;
-        Ok(dir)
-    }
-}
-
-impl Drop for Xfs {
-    fn drop(&mut self) {
-        if let Err(error) = run("umount", [&self.0]) {
-            eprintln!("{error:#}");
-        }
-    }
 }

@@ -10,11 +10,16 @@ use serde_json::{Value, json};
 use crate::log::Line;
 use crate::table::Table;
 
+pub mod checkpoint;
+pub mod children;
 pub mod create;
 pub mod disks;
+pub mod fork;
 pub mod idle;
 pub mod latency;
 pub mod original;
+pub mod original_fork;
+pub mod touched;
 
 /// Results of one part.
 #[derive(Debug, Default)]
@@ -127,6 +132,11 @@ impl Timeline {
     /// The end of a stage; the beginning of the job if there was none of that name.
     pub fn end_of(&self, stage: &str) -> Instant {
         self.stages.iter().find(|(name, ..)| name == stage).map_or(self.begun, |(_, end, _)| *end)
+    }
+
+    /// The stages in their order.
+    pub fn stage_names(&self) -> Vec<String> {
+        self.stages.iter().map(|(name, ..)| name.clone()).collect()
     }
 
     /// When the first stage began.

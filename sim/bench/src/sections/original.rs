@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use runner_ch::hypervisor::wire::ImageType;
+use runner_ch::hypervisor::wire::{ImageType, MemoryLayout};
 
 use super::Section;
 use crate::args::Args;
@@ -191,28 +191,33 @@ impl Work<'_> {
 
     fn spawn(&mut self) -> anyhow::Result<Process> {
         self.processes += 1;
-        let socket = self.dir.join("vmm.sock");
-        let vmm = vmm::command(&self.setup.vmm, &socket, &self.dir);
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", NETNS]).arg(vmm.get_program()).args(vmm.get_args());
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let vmm = Process { child: command.spawn().context("cannot start ip")?, socket };
-        let began = Instant::now();
-        while !vmm.socket.exists() {
-            go_on()?;
-            ensure!(began.elapsed() < PATIENCE, "the VMM did not open its socket within {PATIENCE:?}");
-            std::thread::sleep(POLL);
-        }
-        std::thread::sleep(REST);
-        Ok(vmm)
+        spawn(self.setup, NETNS, &self.dir)
     }
 
     fn boot(&self, vmm: &Process, disks: Disks) -> anyhow::Result<()> {
-        let config = vmm::config(self.setup, &disks, Path::new(&self.path("serial.log")).to_owned())?;
+        let config = vmm::config(self.setup, &disks, MemoryLayout::Shared, self.dir.join("serial.log"))?;
         let mut stream = http::unix(&vmm.socket)?;
         vmm::call(&mut stream, "PUT", "vm.create", &config)?;
         vmm::call(&mut stream, "PUT", "vm.boot", "")
     }
+}
+
+/// A VMM started as the original did, with its waits.
+pub(super) fn spawn(setup: &Setup, netns: &str, dir: &Path) -> anyhow::Result<Process> {
+    let socket = dir.join("vmm.sock");
+    let vmm = vmm::command(&setup.vmm, &socket, dir);
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", netns]).arg(vmm.get_program()).args(vmm.get_args());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let vmm = Process { child: command.spawn().context("cannot start ip")?, socket };
+    let began = Instant::now();
+    while !vmm.socket.exists() {
+        go_on()?;
+        ensure!(began.elapsed() < PATIENCE, "the VMM did not open its socket within {PATIENCE:?}");
+        std::thread::sleep(POLL);
+    }
+    std::thread::sleep(REST);
+    Ok(vmm)
 }
 
 impl Drop for Work<'_> {
