@@ -111,7 +111,7 @@ impl FileDisks {
     /// virtual size in bytes. Blocking; for a check at start or by command.
     ///
     /// # Errors
-    /// As for [`Disks::create`]: missing, outside, damaged.
+    /// As for [`super::Disks::create`]: missing, outside, damaged.
     pub fn check_base(&self, base: Option<&SnapshotRef>) -> Result<(PathBuf, u64), Error> {
         self.inner.catalog.find(base).map(|base| (base.top.path, base.top.size))
     }

@@ -164,7 +164,7 @@ pub trait Vmm {
     /// `vm.resume`; running already is success.
     fn resume(&self) -> LocalBoxFuture<'_, Result<(), Error>>;
 
-    /// `vm.snapshot` of a paused VM into `dir`, which is made (mode 0700), and emptied if it is there. With [`SnapshotMemory::Left`] the memory is not written:
+    /// `vm.snapshot` of a paused VM into `dir`, which is made (mode 0700), and emptied if it is there. With [`snapshot::SnapshotMemory::Left`] the memory is not written:
     /// `config.json` and `state.json` are complete when this returns (cloud-hypervisor.md 5.4).
     fn snapshot<'a>(
         &'a self,
