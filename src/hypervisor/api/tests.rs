@@ -160,7 +160,7 @@ async fn saving_calls_and_their_deadlines() {
     }
     let limits = Deadlines::default();
     for (call, seconds) in
-        [(Call::Pause, 10), (Call::Resume, 10), (Call::Snapshot, 120), (Call::Restore, 120), (Call::Resize, 10)]
+        [(Call::Pause, 60), (Call::Resume, 10), (Call::Snapshot, 120), (Call::Restore, 120), (Call::Resize, 10)]
     {
         assert_eq!(call.limit(&limits), Duration::from_secs(seconds), "{}", call.name());
     }
