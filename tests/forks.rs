@@ -1,11 +1,9 @@
 //! Copies of running sandboxes, end to end: memory and disk of one instant, on both kinds of disks and with every
 //! way that memory can be taken.
 
-use std::time::Duration;
-
 mod common;
 
-use common::{Host, leftovers};
+use common::{Host, eventually, leftovers};
 
 /// The hosts that copies are tried on: how disks are made, and what memory is.
 fn variants() -> [(&'static str, &'static str); 6] {
@@ -43,7 +41,10 @@ fn a_copy_is_of_one_instant(strategy: &str, memory: &str) {
     let _runner = host.runner();
     host.completed(&host.api.create_sandbox(&host.spec("parent")).unwrap());
     host.in_guest("parent", "touch-ram 8; echo from-parent > /tmp/mark; write-block 7 before; writer start");
-    std::thread::sleep(Duration::from_millis(200));
+    eventually("the writer has filled its ring", || {
+        let check: serde_json::Value = serde_json::from_str(&host.in_guest("parent", "writer check")).ok()?;
+        check["memory"].as_u64().filter(|written| *written > 100)
+    });
     let before = counter(&host, "parent");
 
     let answer = host.http().post("/sandboxes/parent/fork", r#"{"newSandboxId":"child"}"#);
