@@ -9,6 +9,7 @@
 //! | [`ports`] | the traits behind which all effects happen |
 //! | [`fork`] | decisions of a live fork: which recipe, what the capture is; no I/O |
 //! | [`forks`] | what a fork(2) must not copy |
+//! | [`crash`] | places where tests let the runner die; in debug builds only |
 //! | [`hypervisor`], [`net`], [`disk`], [`memory`], [`snapshots`], [`store`], [`control_plane`], [`toolbox`] | the effects |
 //! | [`http`] | the runner's own API and the way into the guests |
 
@@ -19,6 +20,7 @@ pub mod app;
 pub mod backoff;
 pub mod config;
 pub mod control_plane;
+pub mod crash;
 pub mod disk;
 pub mod error;
 pub mod fork;

@@ -21,6 +21,7 @@ use crate::actors::{
 };
 use crate::config::Config;
 use crate::control_plane::{AwcControlPlane, Deadlines, ServiceHealth};
+use crate::crash;
 use crate::disk::FileDisks;
 use crate::error::{Failure, chain};
 use crate::host::{HostMetrics, Identity, LinuxHost, default_domain};
@@ -136,7 +137,7 @@ fn ports(config: &Config, store: SledStore) -> Result<Ports, StartError> {
     let deadlines = Deadlines { healthcheck: api.healthcheck_timeout, ..Deadlines::default() };
     let network =
         LinuxNetwork::new(config.network.bridge.clone(), config.network.pool, config.network.deny.clone(), NFT_TABLE);
-    Ok(Ports {
+    Ok(crash::ports(Ports {
         network: Rc::new(network),
         disks: Rc::new(disks),
         memory: Rc::new(FileMemory::open(&config.paths.sandboxes)?),
@@ -147,7 +148,7 @@ fn ports(config: &Config, store: SledStore) -> Result<Ports, StartError> {
         control_plane: Rc::new(
             AwcControlPlane::new(&api.base_url, api.token.expose(), &version())?.with_deadlines(deadlines),
         ),
-    })
+    }))
 }
 
 fn plan(config: &Config, ports: Ports, host: &LinuxHost) -> Result<Plan, StartError> {

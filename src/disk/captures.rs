@@ -1,7 +1,7 @@
 //! Points in time of disks: directories for captures, frozen clones of raw disks, and what tells one version of a
 //! disk from another. Growing is here, too.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use imago::file::File as ImagoFile;
 use imago::format::PreallocateMode;
 use imago::qcow2::Qcow2;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, StorageOpenOptions};
+use rustix::fs::{Timespec, Timestamps};
 use tracing::warn;
 
 use super::base::Base;
@@ -66,10 +67,13 @@ impl Inner {
             return Err(Error::Size { size });
         }
         lock::refuse_locked(&root.path)?;
+        let before = std::fs::symlink_metadata(&root.path).map_err(Error::io("read the attributes of", &root.path))?;
         match root.format {
             Format::Raw => grow_raw(&root.path, size)?,
             Format::Qcow2 => grow_qcow2(&self.catalog.open_own(&root.path)?, size)?,
         }
+        let file = OpenOptions::new().write(true).open(&root.path).map_err(Error::io("open", &root.path))?;
+        keep_times(&file, &before).map_err(Error::io("set the times of", &root.path))?;
         Ok(RootDisk { size, ..root.clone() })
     }
 }
@@ -79,6 +83,16 @@ pub(super) fn begin_checkpoint(dir: PathBuf) -> Result<PathBuf, Error> {
     remove(&dir)?;
     DirBuilder::new().mode(0o700).create(&dir).map_err(Error::io("create the directory", &dir))?;
     Ok(dir)
+}
+
+/// What the guest sees is the same as before, so a memory image that belongs to it still does.
+pub(super) fn keep_times(file: &File, before: &Metadata) -> io::Result<()> {
+    let time = |seconds, nanos| Timespec { tv_sec: seconds, tv_nsec: nanos };
+    let times = Timestamps {
+        last_access: time(before.atime(), before.atime_nsec()),
+        last_modification: time(before.mtime(), before.mtime_nsec()),
+    };
+    rustix::fs::futimens(file, &times).map_err(io::Error::from)
 }
 
 fn refuse_shrinking(path: &Path, size: u64, wanted: u64) -> Result<(), Error> {

@@ -13,6 +13,7 @@ use super::files::{Inner, OVERLAY_DISK, RAW_DISK, SEED};
 use super::flight::Turn;
 use super::lock::{self, Held};
 use super::{Error, Format, Plan, RootDisk, SandboxDisks, Strategy, overlay, raw, seed};
+use crate::crash;
 use crate::ids::SandboxId;
 
 /// Where a root disk comes from, ready to use.
@@ -87,6 +88,7 @@ impl Inner {
 fn build(directory: &Path, size: u64, base: &Base, source: &Source, image: &[u8]) -> Result<SandboxDisks, Error> {
     let made = DirBuilder::new().mode(0o700).create(directory);
     made.map_err(Error::io("create the directory", directory))?;
+    crash::point("disk.create:directory");
     let (name, format) = match source {
         Source::Flattened(_) => (RAW_DISK, Format::Raw),
         Source::Held(_) => (OVERLAY_DISK, Format::Qcow2),
@@ -96,6 +98,7 @@ fn build(directory: &Path, size: u64, base: &Base, source: &Source, image: &[u8]
         Source::Flattened(copy) => raw::create(&path, copy, size)?,
         Source::Held(_) => overlay::create(&path, &base.top, size)?,
     }
+    crash::point("disk.create:root");
     let seed = directory.join(SEED);
     seed::write(&seed, image)?;
     let backed = matches!(source, Source::Held(_));

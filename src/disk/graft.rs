@@ -15,6 +15,7 @@ use super::files::{Inner, OVERLAY_DISK, RAW_DISK, SEED};
 use super::flight::locked;
 use super::open::{Trust, open};
 use super::{Error, Format, Graft, RootDisk, SandboxDisks, Strategy, lock, overlay, raw, seed};
+use crate::crash;
 use crate::ids::SandboxId;
 
 impl Inner {
@@ -39,6 +40,7 @@ impl Inner {
         let made = enter(&directory)?;
         let result = self.clear_disks(&graft.sandbox, &directory).and_then(|()| {
             let root = self.root(graft, &directory, &check)?;
+            crash::point("disk.graft:root");
             let path = directory.join(SEED);
             match seed::write(&path, &image) {
                 Ok(()) => Ok(SandboxDisks { root, seed: path }),

@@ -2,12 +2,10 @@
 //! to be when a sandbox's image is split, or when layers are merged. Nobody writes to a layer.
 
 use std::fs::{File, Permissions};
-use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::Timespec;
 use tracing::warn;
 
 use super::base::{Base, Image, LONGEST_CHAIN};
@@ -17,7 +15,8 @@ use super::files::{Inner, OVERLAY_DISK};
 use super::flight::locked;
 use super::header::{Bad, set_backing};
 use super::lock::{self, Held};
-use super::{Error, Format, RootDisk, overlay};
+use super::{Error, Format, RootDisk, Stamp, captures, overlay};
+use crate::crash;
 use crate::ids::SandboxId;
 
 /// A disk stands on at most this many layers: with its own image and a base's chain it stays below the ten levels
@@ -80,6 +79,7 @@ impl Inner {
             unlink_layer(&path, &layer);
             return Err(error);
         }
+        crash::point("disk.split:renamed");
         self.holders.assign(sandbox, held.clone());
         let sealed = seal(&layer).and_then(|()| sync_directory(&self.dir(sandbox)));
         sealed?;
@@ -95,6 +95,33 @@ impl Inner {
         };
         let layers = std::iter::once(layer).chain(older).collect();
         Ok((RootDisk { path, format: Format::Qcow2, backed: true, size: image.size, base, layers }, frozen))
+    }
+
+    /// As [`super::Disks::after_split`]. A split changes neither inode nor length nor time of what becomes a layer, so
+    /// the stamp from before tells that layer; and an image to which nobody wrote equals one that is made anew.
+    pub(super) fn after_split(
+        &self,
+        sandbox: &SandboxId,
+        root: &RootDisk,
+        stamp: Stamp,
+    ) -> Result<Option<(RootDisk, Stamp)>, Error> {
+        if root.format != Format::Qcow2 {
+            return Ok(None);
+        }
+        let path = self.own_image(sandbox, root)?;
+        let _turn = self.gate.enter(sandbox);
+        let Some((chain, _)) = self.below(&path)? else { return Ok(None) };
+        let (layers, base) = self.parts(&chain);
+        let split = match layers.first() {
+            Some(layer) => captures::stamp(layer)? == stamp && is_new(&path, &chain.top)?,
+            None => false,
+        };
+        if !split {
+            return Ok(None);
+        }
+        let base = base.unwrap_or_else(|| root.base.clone());
+        let root = RootDisk { path: path.clone(), backed: true, size: chain.top.size, base, layers, ..root.clone() };
+        Ok(Some((root, captures::stamp(&path)?)))
     }
 
     /// The sandbox's own qcow2 image; any other is refused, because it would be replaced.
@@ -158,11 +185,13 @@ fn put_on_top(path: &Path, layer: &Image) -> Result<(), Error> {
     remove(&unfinished)?;
     layer.file.sync_data().map_err(Error::io("flush", path))?;
     std::fs::hard_link(path, &layer.path).map_err(Error::io("link the disk as layer", &layer.path))?;
+    crash::point("disk.split:linked");
     let directory = layer.path.parent().unwrap_or(Path::new("/"));
     let made = sync_directory(directory).and_then(|()| {
         overlay::create_at(&unfinished, layer, layer.size)?;
         let synced = File::open(&unfinished).and_then(|file| file.sync_all());
         synced.map_err(Error::io("flush", &unfinished))?;
+        crash::point("disk.split:made");
         std::fs::rename(&unfinished, path).map_err(Error::io("rename the new root disk to", path))
     });
     made.map_err(|error| match remove(&unfinished) {
@@ -171,6 +200,27 @@ fn put_on_top(path: &Path, layer: &Image) -> Result<(), Error> {
             Error::Leftover { path: unfinished, source_error: crate::error::chain(&error), source: Box::new(second) }
         }
     })
+}
+
+/// Whether the image is as [`put_on_top`] makes it on this layer.
+fn is_new(path: &Path, layer: &Image) -> Result<bool, Error> {
+    let (other, read) = (overlay::unfinished(path), |path: &Path| std::fs::read(path).map_err(Error::io("read", path)));
+    remove(&other)?;
+    let length =
+        |path: &Path| std::fs::symlink_metadata(path).map_err(Error::io("look at", path)).map(|about| about.len());
+    let same = overlay::create_at(&other, layer, layer.size).and_then(|()| {
+        // A few clusters; what a guest has written to is longer, and not read.
+        Ok(length(path)? == length(&other)? && same_tables(&read(path)?, &read(&other)?))
+    });
+    remove(&other)?;
+    same
+}
+
+/// Equal but for the extensions behind the header, whose order is chance.
+fn same_tables(one: &[u8], other: &[u8]) -> bool {
+    const HEADER: usize = 104;
+    const CLUSTER: usize = 64 << 10;
+    one.get(..HEADER) == other.get(..HEADER) && one.get(CLUSTER..) == other.get(CLUSTER..)
 }
 
 /// Takes the second name away again after a failed split; never the last one.
@@ -207,10 +257,5 @@ fn point_to(disk: &Path, layer: &Path) -> Result<(), Error> {
         Bad::Content(why) => Error::Chain { path: disk.to_owned(), why },
         Bad::Read(source) => failed()(source),
     })?;
-    let time = |seconds, nanos| Timespec { tv_sec: seconds, tv_nsec: nanos };
-    let times = rustix::fs::Timestamps {
-        last_access: time(before.atime(), before.atime_nsec()),
-        last_modification: time(before.mtime(), before.mtime_nsec()),
-    };
-    rustix::fs::futimens(&file, &times).map_err(|errno| failed()(io::Error::from(errno)))
+    captures::keep_times(&file, &before).map_err(failed())
 }

@@ -153,6 +153,12 @@ pub struct Stamp {
 impl Stamp {
     /// The stamp of no disk at all: memory that is bound to it is never used.
     pub const NEVER: Self = Self { inode: 0, length: 0, modified: 0 };
+
+    /// Whether the disk that was `found` has the content of this one. It may have grown since: [`Disks::grow`] keeps the
+    /// time of the last write.
+    pub fn still_holds(&self, found: &Self) -> bool {
+        (self.inode, self.modified) == (found.inode, found.modified) && found.length >= self.length
+    }
 }
 
 /// Space on the data volume, in bytes.
@@ -212,6 +218,15 @@ pub trait Disks {
         root: &'a RootDisk,
     ) -> LocalBoxFuture<'a, Result<(RootDisk, RootDisk), Error>>;
 
+    /// The sandbox's disk and its stamp after a split whose result was not stored: `root` and `stamp` are from before.
+    /// `None` where the disk was not split since, or something was written to it.
+    fn after_split<'a>(
+        &'a self,
+        sandbox: &'a SandboxId,
+        root: &'a RootDisk,
+        stamp: Stamp,
+    ) -> LocalBoxFuture<'a, Result<Option<(RootDisk, Stamp)>, Error>>;
+
     /// Ends the capture's own hold on a frozen disk of [`Disks::split`].
     fn release<'a>(&'a self, frozen: &'a RootDisk) -> LocalBoxFuture<'a, Result<(), Error>>;
 
@@ -223,7 +238,8 @@ pub trait Disks {
     /// is removed first.
     fn room<'a>(&'a self, sandbox: &'a SandboxId) -> LocalBoxFuture<'a, Result<(), Error>>;
 
-    /// Grows the disk of a sandbox without VMM to `size` bytes; returns it as it is then.
+    /// Grows the disk of a sandbox without VMM to `size` bytes; returns it as it is then. The time of its last write
+    /// stays.
     fn grow<'a>(&'a self, root: &'a RootDisk, size: u64) -> LocalBoxFuture<'a, Result<RootDisk, Error>>;
 
     /// What a memory image may only be used with: changes with every write to the disk.

@@ -83,6 +83,16 @@ impl Disks for FileDisks {
         self.run("splitting a disk", move |inner| inner.split(&sandbox, &root))
     }
 
+    fn after_split<'a>(
+        &'a self,
+        sandbox: &'a SandboxId,
+        root: &'a RootDisk,
+        stamp: Stamp,
+    ) -> LocalBoxFuture<'a, Result<Option<(RootDisk, Stamp)>, Error>> {
+        let (sandbox, root) = (sandbox.clone(), root.clone());
+        self.run("looking for a split", move |inner| inner.after_split(&sandbox, &root, stamp))
+    }
+
     fn release<'a>(&'a self, frozen: &'a RootDisk) -> LocalBoxFuture<'a, Result<(), Error>> {
         let path = frozen.path.clone();
         self.run("releasing a frozen disk", move |inner| inner.release(&path))

@@ -19,6 +19,7 @@ use super::vmm::process::{self, Process};
 use super::vmm::{CloudVmm, blocking, cause, or_ended};
 use super::wire::Ping;
 use super::{Error, Hypervisor, Known, Launch, ProcessIdentity, Version, Vmm};
+use crate::crash;
 use crate::net::Namespace;
 pub use files::Files;
 use peer::{Finding, Peer};
@@ -119,6 +120,7 @@ impl CloudHypervisor {
         let files = Files::new(&launch.dir);
         let netns = launch.netns.clone().ok_or_else(|| Error::NoNamespace { sandbox: launch.sandbox.clone() })?;
         let spawned = spawn::spawn(self.plan(launch, &files, netns)).await?;
+        crash::point("vmm.launch:spawned");
         let process =
             Process::watch(spawned.identity.clone(), Arc::clone(&spawned.pidfd), files.clone(), launch.socket.clone())?;
         let answered = match self.until_served(launch, &process, &files).await {

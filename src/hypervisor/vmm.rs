@@ -13,6 +13,7 @@ use super::snapshot::capture::Placeholder;
 use super::snapshot::{SnapshotMemory, files as saved};
 use super::wire::{Resize, RestoreFrom, SnapshotTo, VmInfo};
 use super::{Error, Exit, ProcessIdentity, Version, VmConfig, VmState, Vmm};
+use crate::crash;
 use process::Process;
 
 pub mod cause;
@@ -249,6 +250,7 @@ impl Vmm for CloudVmm {
                 Some(exit) => exit,
                 None => self.force_end().await?,
             };
+            crash::point("vm.end:gone");
             peer::remove_files(self.api.socket())?;
             Ok(exit)
         })

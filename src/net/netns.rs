@@ -17,6 +17,7 @@ use nix::sys::statfs::{FsType, fstatfs};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::error::Error;
+use crate::crash;
 use crate::ids::NetnsName;
 
 /// Where `ip netns` keeps its names.
@@ -129,6 +130,7 @@ pub(super) fn enter_new<T>(name: &NetnsName, mark: impl FnOnce() -> Result<T, Er
     ensure_directory()?;
     let file = path(name);
     File::create_new(&file).map_err(|error| Error::kernel(format!("create {}", file.display()), error))?;
+    crash::point("net.create:file");
     unshare(CloneFlags::CLONE_NEWNET).map_err(fault("make"))?;
     let marked = mark()?;
     let own = Path::new("/proc/thread-self/ns/net");

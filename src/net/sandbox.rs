@@ -12,6 +12,7 @@ use super::error::Error;
 use super::netlink::{Link, Netlink};
 use super::sysctl::Sysctl;
 use super::{GUEST, GUEST_GATEWAY, GUEST_PREFIX, Namespace, Plan, TAP, netns, rules, tap, veth};
+use crate::crash;
 use crate::ids::{LinkName, SandboxId};
 
 /// After this the host's end is deleted even though somebody still holds the namespace: a connection
@@ -83,6 +84,7 @@ fn tear_down(host: &mut Netlink, plan: &Plan) -> Result<Option<Link>, Error> {
     }
     let link = host.link(plan.host_link.as_str())?;
     let had_namespace = netns::remove_name(&plan.netns)?;
+    crash::point("net.remove:unnamed");
     let Some(link) = link else { return Ok(None) };
     let ours = match &link.alias {
         Some(alias) => alias == plan.sandbox.as_str(),
@@ -136,12 +138,15 @@ impl Builder<'_> {
     fn build(&mut self, bridge: &Link) -> Result<Namespace, Error> {
         let plan = self.plan;
         let (namespace, mut inside) = netns::enter_new(&plan.netns, || mark(&plan.sandbox))?;
+        crash::point("net.create:named");
         let has_ipv6 = settings()?;
         // Before there is a link that anything could pass.
         rules::sandbox(&self.plan.egress).commit()?;
         tap::create(TAP)?;
+        crash::point("net.create:tap");
         veth::create(&mut self.host, plan, &namespace, bridge.mtu)?;
         self.linked = true;
+        crash::point("net.create:linked");
         let form = veth::attach(&mut self.host, plan, bridge, has_ipv6)?;
         guest_side(&mut inside, plan)?;
         veth::inner_end(&mut inside, plan, form)?;

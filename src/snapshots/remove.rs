@@ -15,6 +15,7 @@ use tracing::warn;
 
 use super::Error;
 use super::files::{DISK, Inner, MANIFEST, erase, parts};
+use crate::crash;
 use crate::disk::volume;
 use crate::ids::{SandboxId, SnapshotRef};
 
@@ -42,6 +43,7 @@ impl Inner {
         let made = DirBuilder::new().mode(0o700).create(&temporary);
         made.map_err(Error::io("create the directory", &temporary))?;
         let moved = self.move_away(&named, &temporary);
+        crash::point("snapshots.remove:moved");
         drop(locks);
         let gone = erase(&temporary);
         moved?;

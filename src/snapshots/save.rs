@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use super::digest::sha256;
 use super::files::{DEVICE, DISK, Inner, MANIFEST, MEMORY, erase, parts};
 use super::{Error, FORMAT, FileEntry, Manifest, MemoryEntry, Save, SaveMemory};
+use crate::crash;
 use crate::disk::copy::clone_or_copy;
 use crate::disk::export::export;
 use crate::ids::SnapshotRef;
@@ -35,6 +36,7 @@ impl Inner {
         let work = Work { save, stopped: &stopped };
         let written = work.write(&directory).and_then(|manifest| {
             work.check()?;
+            crash::point("snapshots.save:written");
             self.commit(&directory, &save.reference)?;
             Ok(manifest)
         });
@@ -93,6 +95,7 @@ impl Inner {
             Err(Errno::EXIST) => return Err(Error::Exists { reference: reference.clone(), path }),
             Err(errno) => return Err(Error::io("rename the new snapshot to", path)(errno)),
         }
+        crash::point("snapshots.save:renamed");
         let synced = rustix::fs::fsync(&parent).map_err(io::Error::from).and_then(|()| self.sync_parents(below));
         synced.map_err(|source| {
             // Not surely there after a power failure: then it is not there.

@@ -44,6 +44,23 @@ pub fn all(host: &Host) -> Vec<String> {
     found
 }
 
+/// What there is on the host, told so that two hosts in the same state tell the same.
+pub fn census(host: &Host) -> Vec<String> {
+    let mut found = vec![format!("{} VMMs", vmms(&host.path("sock")).len()), format!("{} links", links().len())];
+    found.extend(entries(Path::new("/run/netns")).into_iter().map(|name| format!("namespace {name}")));
+    found.extend(entries(&host.path("sock")).into_iter().map(|name| format!("socket {name}")));
+    let boxes = entries(&host.path("boxes")).into_iter().filter(|name| !name.starts_with('.'));
+    for name in boxes {
+        let files = entries(&host.path("boxes").join(&name));
+        // Logs are kept from run to run, and how many runs there were differs.
+        let files = files.into_iter().filter(|file| !file.starts_with("vmm.") && !file.starts_with("serial"));
+        found.extend(files.map(|file| format!("file {name}/{file}")));
+    }
+    found.extend(of_copies(host));
+    found.sort();
+    found
+}
+
 /// What copies have while they are made, and must not have afterwards.
 pub fn of_copies(host: &Host) -> Vec<String> {
     let captures = entries(&host.path("boxes/.captures")).into_iter().map(|name| format!("capture {name}"));

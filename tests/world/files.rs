@@ -121,6 +121,10 @@ impl Disks for Host {
         .boxed_local()
     }
 
+    fn after_split<'a>(&'a self, _: &'a SandboxId, _: &'a RootDisk, _: Stamp) -> Answer<'a, Option<(RootDisk, Stamp)>> {
+        async { Ok(None) }.boxed_local()
+    }
+
     fn split<'a>(&'a self, sandbox: &'a SandboxId, root: &'a RootDisk) -> Answer<'a, (RootDisk, RootDisk)> {
         async move {
             assert!(!self.0.borrow().vmms.contains_key(sandbox.as_str()), "the disk of a VMM is split");

@@ -21,34 +21,50 @@ pub(super) async fn make(core: Rc<Core>, fork: Fork) -> Result<Copies, Failure> 
     check(&fork)?;
     let record = core.describe(&fork.source).await.map_err(|failure| about(failure, &fork.source))?;
     let mut wanted = Vec::new();
-    let mut refused = Vec::new();
+    let mut answered = Vec::new();
     for copy in &fork.copies {
-        match free(&core, &fork, copy).await {
-            Ok(()) => wanted.push(copy.clone()),
-            Err(failure) => refused.push((copy.clone(), Err(failure))),
+        match present(&core, &fork, copy).await {
+            Ok(Present::Free) => wanted.push(copy.clone()),
+            // Started, if it is not: nothing has to be frozen once more.
+            Ok(Present::Made) => {
+                let order = Order { by_job: fork.by_job, ..Order::new(copy.clone(), Ask::Start) };
+                answered.push((copy.clone(), one(&core, order).await));
+            }
+            Err(failure) => answered.push((copy.clone(), Err(failure))),
         }
     }
     if wanted.is_empty() {
-        return Ok(refused);
+        return Ok(answered);
     }
     let fork = Fork { copies: wanted, ..fork };
     let mut made = match record.phase {
         Phase::Stopped | Phase::Stopping => stopped(&core, &fork, &record).await?,
         _ => alive(&core, &fork, &record).await,
     };
-    made.extend(refused);
+    made.extend(answered);
     Ok(made)
 }
 
+/// What there is under a copy's id.
+enum Present {
+    /// Nothing, or what is left of an attempt that was cut off.
+    Free,
+    /// The copy: this job has made it before.
+    Made,
+}
+
 /// An id that is taken is only fine for a job that is executed again, and finds its own copy.
-async fn free(core: &Core, fork: &Fork, copy: &SandboxId) -> Result<(), Failure> {
+async fn present(core: &Core, fork: &Fork, copy: &SandboxId) -> Result<Present, Failure> {
     let present = match core.describe(copy).await {
         Ok(present) => present,
-        Err(failure) if failure.code == ErrorCode::NotFound => return Ok(()),
+        Err(failure) if failure.code == ErrorCode::NotFound => return Ok(Present::Free),
         Err(failure) => return Err(failure),
     };
     match &present.origin {
-        Some(Origin::Sandbox { id }) if fork.by_job && *id == fork.source => Ok(()),
+        Some(Origin::Sandbox { id }) if fork.by_job && *id == fork.source => Ok(match present.phase {
+            Phase::Creating | Phase::Destroying => Present::Free,
+            _ => Present::Made,
+        }),
         _ => {
             let message = format!("sandbox {copy} exists already; give the copy of {} another id", fork.source);
             Err(Failure::new(ErrorCode::Conflict, message))

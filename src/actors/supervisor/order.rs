@@ -83,14 +83,21 @@ async fn blueprint(core: &Core, order: &Order) -> Result<(Ask, Option<Box<Bluepr
     }
     let cold = admission::size(spec, core.defaults, cpus, memory)?;
     let mut made = Start { ask: order.ask, size: cold, source: None, note: None };
-    if order.ask == Ask::Create(Make::Boot) && !core.children.borrow().contains_key(&order.id) {
-        made = warm(core, made, spec).await?;
+    if order.ask == Ask::Create(Make::Boot) {
+        // Also for a sandbox that is known: it may just be going, and then it is made anew.
+        let known = core.children.borrow().contains_key(&order.id);
+        made = match warm(core, made.clone(), spec).await {
+            // One that exists needs its snapshot no more.
+            Err(_) if known => made,
+            found => found?,
+        };
     }
     let Start { ask, size, source, note } = made;
     Ok((ask, Some(Box::new(Blueprint { spec: spec.clone(), size, source, note }))))
 }
 
 /// How a creation starts.
+#[derive(Clone)]
 struct Start {
     ask: Ask,
     size: Size,
@@ -174,10 +181,16 @@ pub(super) async fn describe(core: Rc<Core>, id: crate::ids::SandboxId) -> Resul
         let message = "the runner is still recovering its sandboxes; try again in a moment";
         return Err(Failure::new(ErrorCode::Busy, message));
     }
-    if !core.children.borrow().contains_key(&id) {
-        return Ok(None);
+    for _ in 0..ATTEMPTS {
+        if !core.children.borrow().contains_key(&id) {
+            return Ok(None);
+        }
+        let addr = child(&core, &Order::new(id.clone(), Ask::Start), None).await?;
+        if let Ok(record) = addr.send(GetRecord).await {
+            return Ok(Some(record));
+        }
+        // It has just ended, with its sandbox or by a panic; its end is reported by message.
+        tokio::task::yield_now().await;
     }
-    let addr = child(&core, &Order::new(id.clone(), Ask::Start), None).await?;
-    let gone = |_| Failure::new(ErrorCode::Internal, format!("the actor of sandbox {id} ended; try again"));
-    addr.send(GetRecord).await.map(Some).map_err(gone)
+    Err(Failure::new(ErrorCode::Busy, format!("the actor of sandbox {id} ended while it was asked; try again")))
 }

@@ -10,6 +10,7 @@ use tracing::{error, info, warn};
 
 use super::{Child, Core};
 use crate::actors::vm::adopt;
+use crate::disk::Stamp;
 use crate::error::{Failure, chain};
 use crate::ids::SandboxId;
 use crate::sandbox::{Phase, Record, View};
@@ -86,7 +87,31 @@ fn claim_slots(core: &Core, records: &mut [Record]) {
     }
 }
 
-async fn bring_back(core: &Rc<Core>, record: Record) {
+/// A disk that was split right before the end of the last life is not the one that its checkpoint was bound to.
+async fn follow_split(core: &Core, record: &mut Record) {
+    let Record { id, disks: Some(disks), checkpoint: Some(checkpoint), .. } = record else { return };
+    let Some(stamp) = checkpoint.stamp.filter(|stamp| *stamp != Stamp::NEVER) else { return };
+    let ports = core.tools.ports.clone();
+    let found = async {
+        if ports.disks.stamp(&disks.root).await? == stamp {
+            return Ok(None);
+        }
+        ports.disks.after_split(id, &disks.root, stamp).await
+    };
+    match found.await {
+        Ok(None) => return,
+        Ok(Some((root, stamp))) => (disks.root, checkpoint.stamp) = (root, Some(stamp)),
+        Err(error) => {
+            warn!(sandbox = %id, error = %chain(&error), "the disk of a checkpoint cannot be looked at");
+            return;
+        }
+    }
+    if let Err(error) = ports.store.put_sandbox(record).await {
+        warn!(sandbox = %record.id, error = %chain(&error), "a disk that was split could not be stored; the next start looks again");
+    }
+}
+
+async fn bring_back(core: &Rc<Core>, mut record: Record) {
     // A cloned disk stands alone; only an overlay needs what is below it.
     if let Some(disks) = &record.disks
         && disks.root.backed
@@ -94,7 +119,17 @@ async fn bring_back(core: &Rc<Core>, record: Record) {
     {
         warn!(sandbox = %record.id, error = %chain(&error), "the base image of a stored sandbox cannot be locked");
     }
+    // Used up, and the runner died before it was removed: as large as the guest's memory.
+    if record.checkpoint.is_none()
+        && matches!(record.phase, Phase::Started | Phase::Stopped)
+        && let Err(error) = core.tools.ports.disks.end_checkpoint(&record.id).await
+    {
+        warn!(sandbox = %record.id, error = %chain(&error), "a used checkpoint could not be removed; the next start tries again");
+    }
     let adopted = adopt::adopt(&core.tools, &record).await;
+    if adopted.is_gone() {
+        follow_split(core, &mut record).await;
+    }
     core.start_stored(record, adopted);
 }
 

@@ -20,6 +20,13 @@ pub struct Adopted {
     pub(super) trouble: Option<String>,
 }
 
+impl Adopted {
+    /// There is surely no VMM.
+    pub fn is_gone(&self) -> bool {
+        self.vmm.is_none() && self.trouble.is_none()
+    }
+}
+
 /// Looks for the record's VMM and namespace, and opens the route of one that runs.
 pub async fn adopt(tools: &Tools, record: &Record) -> Adopted {
     let mut adopted = Adopted::default();

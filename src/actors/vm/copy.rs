@@ -124,8 +124,8 @@ impl Job {
             }
             (_, Some(checkpoint)) => Some(checkpoint),
         };
-        let valid = match &self.record.checkpoint {
-            Some(checkpoint) => checkpoint.stamp == Some(ports.disks.stamp(&disks.root).await?),
+        let valid = match self.record.checkpoint.as_ref().and_then(|checkpoint| checkpoint.stamp) {
+            Some(stamp) => stamp.still_holds(&ports.disks.stamp(&disks.root).await?),
             None => false,
         };
         if checkpoint.is_some() && !valid {

@@ -41,7 +41,7 @@ impl Job {
         let before = ports.disks.stamp(&disks.root).await?;
         disks.root = ports.disks.grow(&disks.root, record.size.disk).await?;
         if let Some(checkpoint) = &mut record.checkpoint
-            && checkpoint.stamp == Some(before)
+            && checkpoint.stamp.is_some_and(|stamp| stamp.still_holds(&before))
         {
             // A disk may be larger than its memory knows (cloud-hypervisor.md 6); its content is the same.
             checkpoint.stamp = Some(ports.disks.stamp(&disks.root).await?);

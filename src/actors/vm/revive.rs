@@ -143,7 +143,7 @@ impl Job {
             let message = "its VMM did not end in order after the sandbox's memory was kept, so the disk may lack writes that the memory knows of; that memory is not used";
             return Err(Failure::new(ErrorCode::Conflict, message));
         }
-        if checkpoint.stamp != Some(found) {
+        if !checkpoint.stamp.is_some_and(|stamp| stamp.still_holds(&found)) {
             return Err(Failure::new(
                 ErrorCode::Conflict,
                 format!(

@@ -292,3 +292,36 @@ fn qcow2_disks_grow() {
     assert!(failure.message.contains("disks only grow"), "{failure}");
     assert_eq!(refused(wait(disks.grow(&root, root.size + 1))).code, ErrorCode::BadRequest);
 }
+
+#[test]
+fn a_split_that_nobody_remembers_is_found_again() {
+    let room = Room::new();
+    let disks = room.disks(StrategySetting::Overlay);
+    let made = parent(&room, &disks);
+    let stamp = wait(disks.stamp(&made.root)).unwrap();
+    let look = |disks: &FileDisks| wait(disks.after_split(&id("parent"), &made.root, stamp)).unwrap();
+    assert_eq!(look(&disks), None, "it was not split");
+    let (root, frozen) = wait(disks.split(&id("parent"), &made.root)).unwrap();
+    let now = wait(disks.stamp(&root)).unwrap();
+    assert_eq!(look(&disks), Some((root.clone(), now)));
+    assert_eq!(wait(disks.stamp(&root)).unwrap(), now, "to look changes nothing");
+    drop(disks);
+    let disks = room.disks(StrategySetting::Overlay);
+    wait(disks.sweep()).unwrap();
+    assert_eq!(look(&disks), Some((root.clone(), now)), "in the next life as well");
+    qemu_io(&root.path, "qcow2", "write -P 120 3M 1M");
+    assert_eq!(look(&disks), None, "the guest has written to it since");
+    assert!(layers(&room) == [frozen.path]);
+}
+
+#[test]
+fn a_disk_that_grew_still_holds_what_it_held() {
+    let room = Room::new();
+    let disks = room.disks(StrategySetting::Overlay);
+    let made = parent(&room, &disks);
+    let before = wait(disks.stamp(&made.root)).unwrap();
+    let grown = wait(disks.grow(&made.root, 64 * MIB)).unwrap();
+    assert!(before.still_holds(&wait(disks.stamp(&grown)).unwrap()));
+    qemu_io(&grown.path, "qcow2", "write -P 120 3M 1M");
+    assert!(!before.still_holds(&wait(disks.stamp(&grown)).unwrap()));
+}
