@@ -2,7 +2,7 @@
 //! A pid alone may have been given to somebody else meanwhile.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -97,6 +97,16 @@ pub fn has_ended(pidfd: &impl AsFd, pid: i32) -> Result<bool, Error> {
             Err(error) => return Err(Error::Process { what: "look after", pid, source: error.into() }),
         }
     }
+}
+
+/// True as long as the process behind the descriptor has its pid: nobody has reaped it.
+pub fn is_unreaped(pidfd: &impl AsFd) -> bool {
+    // Signal 0 asks only, and reaches zombies, too.
+    // SAFETY: plain system call without a pointer that is followed.
+    let asked = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_fd().as_raw_fd(), 0, std::ptr::null::<libc::siginfo_t>(), 0)
+    };
+    asked == 0
 }
 
 fn boot_id(pid: i32) -> Result<String, Error> {

@@ -69,6 +69,8 @@ pub struct HostState {
     pub writes: HashMap<String, u64>,
     /// Snapshots.
     pub snapshots: HashMap<String, runner_ch::snapshots::Manifest>,
+    /// How a VMM ended that is not found any more.
+    pub post_mortem: Option<Exit>,
     pub booting: usize,
     pub most_booting: usize,
 }
@@ -242,6 +244,10 @@ impl Vmm for FakeVmm {
         async { self.host.effect("resize").await.map_err(|()| refused("resize")) }.boxed_local()
     }
 
+    fn panicked(&self) -> LocalBoxFuture<'_, Option<String>> {
+        std::future::pending().boxed_local()
+    }
+
     fn exited(&self) -> LocalBoxFuture<'_, Exit> {
         async {
             loop {
@@ -298,6 +304,10 @@ impl Hypervisor for Host {
             Ok(found.filter(|vmm| vmm.known == *known).map(|vmm| Rc::new(vmm) as Rc<dyn Vmm>))
         }
         .boxed_local()
+    }
+
+    fn post_mortem<'a>(&'a self, _: &'a Launch, _: &'a Known) -> LocalBoxFuture<'a, Exit> {
+        async { self.0.borrow().post_mortem.clone().unwrap_or(Exit::Unknown) }.boxed_local()
     }
 
     fn adapt<'a>(

@@ -398,7 +398,14 @@ impl VmActor {
     fn watch(&self, ctx: &mut Context<Self>) {
         if let Some(vmm) = self.vmm.clone() {
             let launch = self.launches;
-            let exited = async move { vmm.exited().await };
+            // A guest whose kernel has panicked is as dead as its VMM, which is ended then.
+            let exited = async move {
+                tokio::select! {
+                    biased;
+                    exit = vmm.exited() => exit,
+                    line = vmm.panicked() => Exit::GuestPanic { line },
+                }
+            };
             ctx.spawn(exited.into_actor(self).map(move |exit, act, ctx| {
                 if act.launches == launch {
                     act.exit = Some(exit);
@@ -415,7 +422,7 @@ impl VmActor {
             return;
         }
         if let Some(exit) = self.exit.take() {
-            warn!(sandbox = %self.record.id, %exit, "the VMM ended by itself");
+            warn!(sandbox = %self.record.id, %exit, "the VMM or its guest ended by itself");
             self.record.error = Some(exit.to_string());
             let actions = self.step(Event::VmmExited);
             self.apply(actions, ctx);

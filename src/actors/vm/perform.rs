@@ -17,7 +17,7 @@ use crate::fork::capture::MEMORY;
 use crate::fork::{Plan as CapturePlan, Report, Ticket};
 use crate::hypervisor::launch::Files;
 use crate::hypervisor::wire::{ImageType, MemoryLayout, VmSpec};
-use crate::hypervisor::{Launch, VmConfig, Vmm, tail};
+use crate::hypervisor::{Exit, Launch, VmConfig, Vmm, tail};
 use crate::messages::proxy::{CloseRoute, OpenRoute};
 use crate::messages::vm::{Resize, Source};
 use crate::net::{self, Namespace};
@@ -321,6 +321,10 @@ impl Job {
             exit = vmm.exited() => Failure::new(
                 ErrorCode::Internal,
                 format!("the guest did not come up: {exit}"),
+            ),
+            line = vmm.panicked() => Failure::new(
+                ErrorCode::Internal,
+                format!("the guest did not come up: {}", Exit::GuestPanic { line }),
             ),
             _ = interrupted => return Err(overtaken()),
         };
