@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Error;
 
+/// Clock ticks per second in /proc (`USER_HZ`, the same on all platforms of the hypervisor).
+pub const TICKS: u64 = 100;
+
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// One process, for ever: no other process of this or a later boot compares equal.

@@ -14,6 +14,7 @@ use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::api::{Api, Call, Deadlines};
+use super::bundle::{self, Bundle};
 use super::identity::Presence;
 use super::snapshot::{Adaptation, files as saved};
 use super::vmm::cause::{Asked, Evidence, Status};
@@ -339,6 +340,17 @@ impl Hypervisor for CloudHypervisor {
                 evidence.judge(Status::Unseen, Asked::Nothing)
             });
             found.await.unwrap_or(Exit::Unknown)
+        })
+    }
+
+    fn keep<'a>(&'a self, bundle: &'a Bundle) -> LocalBoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            let what = bundle.clone();
+            let kept = blocking("keep what a VMM left", move || bundle::write(&what)).await?;
+            if !kept {
+                tracing::warn!(dir = %bundle.dir.display(), "the disk is almost full: nothing is kept of the VMM's end");
+            }
+            Ok(())
         })
     }
 

@@ -11,6 +11,7 @@ use crate::ids::SandboxId;
 use crate::net::Namespace;
 
 pub mod api;
+pub mod bundle;
 pub mod error;
 pub mod identity;
 pub mod launch;
@@ -140,6 +141,10 @@ pub trait Hypervisor {
 
     /// How a VMM ended that [`Hypervisor::adopt`] did not find any more, as far as what it left tells.
     fn post_mortem<'a>(&'a self, launch: &'a Launch, known: &'a Known) -> LocalBoxFuture<'a, Exit>;
+
+    /// Keeps what is known of a VMM's end, before the next start truncates its files. On a disk that is almost full
+    /// nothing is kept, which is success.
+    fn keep<'a>(&'a self, bundle: &'a bundle::Bundle) -> LocalBoxFuture<'a, Result<(), Error>>;
 
     /// Ends whatever VMM serves this launch's socket although no identity was stored (the runner
     /// died between spawn and save): proven by the socket's peer, then killed. Then removes socket

@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 
 use crate::hypervisor::ProcessIdentity;
+use crate::hypervisor::identity::TICKS;
 
 /// The largest record that the kernel hands out, in bytes (`PRINTK_MESSAGE_MAX` is smaller).
 const RECORD: usize = 8 * 1024;
@@ -13,8 +14,6 @@ const RECORD: usize = 8 * 1024;
 const MOST_RECORDS: usize = 1 << 20;
 /// Inode of the first PID namespace (`PROC_PID_INIT_INO`): the kernel names pids of that one.
 const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
-/// Clock ticks per second in /proc (`USER_HZ`, the same on all platforms of the hypervisor).
-const TICKS: u64 = 100;
 /// The log's clock is not quite the one of start times.
 const SLACK_MICROS: u64 = 1_000_000;
 

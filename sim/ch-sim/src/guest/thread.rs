@@ -113,6 +113,7 @@ impl Guest {
                 self.serial.line("ch-sim guest: toolbox does not start");
                 return;
             }
+            Some(Action::Panic) => return self.machine.signal_soon(GuestEvent::Panic),
             Some(Action::Crash(after)) => self.crash_at = Some(Instant::now() + after),
             _ => {}
         }
