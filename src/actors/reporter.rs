@@ -1,5 +1,6 @@
 //! What the runner tells the control plane unasked: that it is healthy, and which started sandboxes
-//! are not started any more.
+//! are not started any more. An unasked change of a sandbox is told at once; the comparison at every interval finds
+//! what was missed.
 
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -7,11 +8,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, WrapFuture};
+use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::{Deaths, ended};
 use crate::app::service_health;
-use crate::control_plane::{ControlPlane, Error as ApiError, StateUpdate};
+use crate::backoff::Backoff;
+use crate::control_plane::{ControlPlane, Error as ApiError, Retry, StateUpdate};
 use crate::disk::Space;
 use crate::error::{Failure, chain};
 use crate::host::{self, HostMetrics, HostSnapshot, Identity, LinuxHost, SAMPLE_INTERVAL, Totals};
@@ -20,6 +23,9 @@ use crate::sandbox::{View, Views, WireState};
 
 /// Between a healthcheck that was lost and the next.
 const AFTER_LOSS: Duration = Duration::from_secs(5);
+
+/// Pauses between tries to tell, or to compare, while the API is away.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
 /// How often the control plane is told what.
 #[derive(Debug, Clone)]
@@ -81,12 +87,14 @@ pub struct ReporterActor {
     settings: Rc<Settings>,
     host: LinuxHost,
     deaths: Deaths,
+    comparing: Backoff,
 }
 
 impl ReporterActor {
     /// An actor that reports these views.
     pub fn new(ports: Ports, views: Views, seen: Seen, settings: Settings, host: LinuxHost, deaths: Deaths) -> Self {
-        Self { ports, views, seen, settings: Rc::new(settings), host, deaths }
+        let comparing = Backoff::new(PAUSES.0, PAUSES.1.min(settings.sync));
+        Self { ports, views, seen, settings: Rc::new(settings), host, deaths, comparing }
     }
 
     fn sample(&mut self, ctx: &mut Context<Self>) {
@@ -123,12 +131,21 @@ impl ReporterActor {
     fn sync(&mut self, ctx: &mut Context<Self>) {
         let (api, views) = (self.ports.control_plane.clone(), self.views.clone());
         let synced = async move {
-            if let Err(error) = sync(&*api, &views).await {
-                debug!(error = %chain(&error), "cannot compare started sandboxes with the API");
+            let synced = sync(&*api, &views).await;
+            if let Err(error) = &synced {
+                debug!(error = %chain(error), "cannot compare started sandboxes with the API");
             }
+            synced.err().map(|error| error.retry())
         };
-        ctx.spawn(synced.into_actor(self).map(|(), act, ctx| {
-            ctx.run_later(act.settings.sync, Self::sync);
+        ctx.spawn(synced.into_actor(self).map(|failed, act, ctx| {
+            let pause = match failed {
+                None => {
+                    act.comparing.reset();
+                    act.settings.sync
+                }
+                Some(retry) => act.comparing.pause(retry).min(act.settings.sync),
+            };
+            ctx.run_later(pause, Self::sync);
         }));
     }
 }
@@ -161,17 +178,72 @@ pub fn totals(views: &Views, snapshots: u64) -> Totals {
     }
 }
 
-/// One comparison (PROTOCOL.md 4).
+/// Tells every unasked change as soon as its sandbox has settled. Looked at anew for each try, so a later state wins;
+/// what is under way is waited for, and what somebody has asked for is not told at all.
+async fn tell_changes(api: Rc<dyn ControlPlane>, views: Views) {
+    let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
+    loop {
+        match tell_once(&*api, &views).await {
+            None => {
+                backoff.reset();
+                views.changed().await;
+            }
+            Some(retry) => sleep(backoff.pause(retry)).await,
+        }
+    }
+}
+
+/// One round; what to do if something could not be told.
+async fn tell_once(api: &dyn ControlPlane, views: &Views) -> Option<Retry> {
+    let mut again = None;
+    for (id, number) in views.untold() {
+        let Some(view) = views.get(&id).filter(|view| view.settled) else {
+            if views.get(&id).is_none() {
+                views.told(&id, number);
+            }
+            continue;
+        };
+        let Some(update) = difference(Some(&view)) else {
+            views.told(&id, number);
+            continue;
+        };
+        match api.put_state(&id, &update).await {
+            Ok(()) => {
+                info!(sandbox = %id, state = update.state, reason = update.error_reason, "told the API of an unasked change");
+                views.told(&id, number);
+            }
+            Err(error) if error.retry() == Retry::Never => {
+                // An operation of the API is under way, or the row is not ours: the comparison comes back to it.
+                info!(sandbox = %id, error = %chain(&error), "the API does not take an unasked change now");
+                views.told(&id, number);
+            }
+            Err(error) => {
+                warn!(sandbox = %id, error = %chain(&error), "cannot tell the API of an unasked change");
+                again = Some(error.retry());
+                if !matches!(error, ApiError::Server { .. }) {
+                    break;
+                }
+            }
+        }
+    }
+    again
+}
+
+/// One comparison (PROTOCOL.md 4). Fails if something is worth another try before the next.
 async fn sync(api: &dyn ControlPlane, views: &Views) -> Result<(), ApiError> {
+    let mut failed = Ok(());
     for remote in api.started_sandboxes().await? {
         if let Some(update) = difference(views.get(&remote.id).as_deref()) {
             info!(sandbox = %remote.id, state = update.state, "the API believes that this sandbox runs; correcting it");
             if let Err(error) = api.put_state(&remote.id, &update).await {
                 warn!(sandbox = %remote.id, error = %chain(&error), "the API did not take the sandbox's state");
+                if error.retry() != Retry::Never {
+                    failed = Err(error);
+                }
             }
         }
     }
-    Ok(())
+    failed
 }
 
 /// What to tell the API about a sandbox that it holds for started; nothing while an operation is
@@ -198,6 +270,8 @@ impl Actor for ReporterActor {
         self.sample(ctx);
         self.healthcheck(ctx);
         self.sync(ctx);
+        let telling = tell_changes(self.ports.control_plane.clone(), self.views.clone());
+        ctx.spawn(telling.into_actor(self));
     }
 
     fn stopped(&mut self, _: &mut Self::Context) {

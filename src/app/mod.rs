@@ -167,6 +167,7 @@ fn plan(config: &Config, ports: Ports, host: &LinuxHost) -> Result<Plan, StartEr
             memory: config.memory,
             identity: config.fork_identity,
             max_vcpus: snapshot.cpus.min(255),
+            restart: config.restart,
         },
         defaults: Defaults {
             vcpus: config.defaults.vcpus,

@@ -12,7 +12,7 @@ use super::{Api, Config, Defaults, Http, LogConfig, LogFormat, Network, Paths, S
 use crate::actors::vm::IdentityPolicy;
 use crate::disk::StrategySetting;
 use crate::fork::plan::MemorySetting;
-use crate::sandbox::StopMode;
+use crate::sandbox::{StopMode, restart};
 use crate::telemetry;
 
 /// Tokens shorter than this are warned of.
@@ -60,6 +60,7 @@ fn config(r: &mut Reader) -> Option<Config> {
     let stop_mode = r.parse("RUNNER_STOP_MODE", stop_mode);
     let fork_identity = r.parse("RUNNER_FORK_IDENTITY", fork_identity);
     let max_starting = r.parse("RUNNER_MAX_STARTING", max_starting);
+    let restart = restarts(r);
     Some(Config {
         api: api?,
         http: http?,
@@ -78,6 +79,7 @@ fn config(r: &mut Reader) -> Option<Config> {
         stop_mode: stop_mode?,
         fork_identity: fork_identity?,
         max_starting: max_starting?,
+        restart: restart?,
         log: log?,
         warnings: Vec::new(),
         ignored: Vec::new(),
@@ -307,6 +309,18 @@ fn fork_identity(text: &str) -> Result<IdentityPolicy, String> {
         "off" => Ok(IdentityPolicy::Off),
         _ => Err("require, request or off".to_owned()),
     }
+}
+
+fn restarts(r: &mut Reader) -> Option<restart::Settings> {
+    let policy = r.parse("RUNNER_RESTART_POLICY", |text| match text {
+        "never" => Ok(restart::Policy::Never),
+        "on-failure" => Ok(restart::Policy::OnFailure),
+        "always" => Ok(restart::Policy::Always),
+        _ => Err("never, on-failure or always".to_owned()),
+    });
+    let most = r.parse("RUNNER_RESTART_MAX", |text| number32(text, 1, 1000, " restarts"));
+    let window = seconds(r, "RUNNER_RESTART_WINDOW_SEC", SECOND, 24 * HOUR);
+    Some(restart::Settings { policy: policy?, most: most?, window: window? })
 }
 
 fn disk_strategy(text: &str) -> Result<StrategySetting, String> {

@@ -177,6 +177,8 @@ pub struct Config {
     pub fork_identity: IdentityPolicy,
     /// Sandboxes that may be created or started at the same time, at least 1.
     pub max_starting: usize,
+    /// Whether sandboxes that end unasked are started again.
+    pub restart: crate::sandbox::restart::Settings,
     /// Logging.
     pub log: LogConfig,
     /// Accepted, but probably not what was meant; for one log line each.

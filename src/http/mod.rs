@@ -20,6 +20,7 @@ use crate::sandbox::Views;
 pub mod auth;
 pub mod body;
 pub mod copies;
+pub mod crashes;
 pub mod error;
 pub mod health;
 pub mod openapi;
@@ -109,6 +110,8 @@ pub fn configure(state: State) -> impl FnOnce(&mut web::ServiceConfig) {
                     .service(resource("/snapshots/info", web::get().to(snapshots::info)))
                     .service(resource("/snapshots/remove", web::post().to(snapshots::remove)))
                     .service(resource("/sandboxes/{id}/serial", web::get().to(serial::read)))
+                    .service(resource("/sandboxes/{id}/crashes", web::get().to(crashes::list)))
+                    .service(resource("/sandboxes/{id}/crashes/{time}/{file}", web::get().to(crashes::read)))
                     .route("/sandboxes/{id}/toolbox", web::to(proxy::forward))
                     .route("/sandboxes/{id}/toolbox/{tail:.*}", web::to(proxy::forward))
                     .route("/sandboxes/{id}/proxy/{port}", web::to(proxy::forward))

@@ -13,9 +13,9 @@ use crate::error::{ErrorCode, Failure};
 use crate::ids::SandboxId;
 use crate::jobs::payload::{CreateSpec, Secret};
 use crate::messages::supervisor::Order;
-use crate::sandbox::record::Origin;
-use crate::sandbox::view::Begun;
+use crate::sandbox::record::{LastExit, Origin};
 use crate::sandbox::view::StageTime;
+use crate::sandbox::view::{Begun, Restart};
 use crate::sandbox::{Ask, StopMode, View, WireState};
 
 /// A sandbox as this API shows it.
@@ -76,6 +76,12 @@ pub struct Sandbox {
     pub last_pause_micros: Option<u64>,
     /// Frozen images between its disk and the base.
     pub disk_layers: usize,
+    /// How its last run ended, if nobody had asked for that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_exit: Option<LastExit>,
+    /// It is started by itself then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restart: Option<Restart>,
 }
 
 impl From<&View> for Sandbox {
@@ -105,6 +111,8 @@ impl From<&View> for Sandbox {
             running_memory_mib: view.running.map(|size| size.memory >> 20).filter(|mib| *mib != view.size.memory >> 20),
             last_pause_micros: view.last_pause,
             disk_layers: view.disk_layers,
+            last_exit: view.last_exit.clone(),
+            restart: view.restart,
         }
     }
 }

@@ -2,7 +2,7 @@
 //! A pid alone may have been given to somebody else meanwhile.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -10,6 +10,9 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 use super::Error;
+
+/// Clock ticks per second in /proc (`USER_HZ`, the same on all platforms of the hypervisor).
+pub const TICKS: u64 = 100;
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -97,6 +100,16 @@ pub fn has_ended(pidfd: &impl AsFd, pid: i32) -> Result<bool, Error> {
             Err(error) => return Err(Error::Process { what: "look after", pid, source: error.into() }),
         }
     }
+}
+
+/// True as long as the process behind the descriptor has its pid: nobody has reaped it.
+pub fn is_unreaped(pidfd: &impl AsFd) -> bool {
+    // Signal 0 asks only, and reaches zombies, too.
+    // SAFETY: plain system call without a pointer that is followed.
+    let asked = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_fd().as_raw_fd(), 0, std::ptr::null::<libc::siginfo_t>(), 0)
+    };
+    asked == 0
 }
 
 fn boot_id(pid: i32) -> Result<String, Error> {

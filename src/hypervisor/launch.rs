@@ -1,5 +1,6 @@
 //! Starting VMMs and finding them again.
 
+use std::cell::OnceCell;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -13,12 +14,15 @@ use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::api::{Api, Call, Deadlines};
+use super::bundle::{self, Bundle};
 use super::identity::Presence;
 use super::snapshot::{Adaptation, files as saved};
+use super::vmm::cause::{Asked, Evidence, Status};
+use super::vmm::guest::{Notices, Watch};
 use super::vmm::process::{self, Process};
-use super::vmm::{CloudVmm, blocking, cause, or_ended};
+use super::vmm::{CloudVmm, blocking, cause, oom, or_ended};
 use super::wire::Ping;
-use super::{Error, Hypervisor, Known, Launch, ProcessIdentity, Version, Vmm};
+use super::{Error, Exit, Hypervisor, Known, Launch, ProcessIdentity, Version, Vmm};
 use crate::crash;
 use crate::net::Namespace;
 pub use files::Files;
@@ -69,6 +73,7 @@ impl Settings {
 #[derive(Debug)]
 pub struct CloudHypervisor {
     settings: Settings,
+    notices: OnceCell<Option<Arc<Notices>>>,
 }
 
 impl CloudHypervisor {
@@ -80,7 +85,24 @@ impl CloudHypervisor {
         {
             settings.binary = absolute;
         }
-        Self { settings }
+        Self { settings, notices: OnceCell::new() }
+    }
+
+    /// A watch of a VMM's events. Without it everything works but the notice that a guest has panicked.
+    fn events(&self, files: &Files) -> Option<Watch> {
+        let notices = self.notices.get_or_init(|| {
+            let notices = Notices::new();
+            let warn = |error| tracing::warn!(%error, "no inotify (fs.inotify.max_user_instances): panics of guests are not noticed");
+            notices.map_err(warn).ok()
+        });
+        let path = files.events();
+        let warn = |error| tracing::warn!(%error, path = %path.display(), "cannot watch a VMM's events (fs.inotify.max_user_watches): a panic of its guest is not noticed");
+        notices.as_ref()?.watch(&path).map_err(warn).ok()
+    }
+
+    fn vmm(&self, launch: &Launch, process: Process, version: Version, api: Api) -> Rc<dyn Vmm> {
+        let vmm = CloudVmm::new(process, api, version, launch.dir.clone(), &self.settings);
+        Rc::new(vmm.with_events(self.events(&Files::new(&launch.dir))))
     }
 
     /// Asks the binary itself for its version, without starting a VMM: for start-up checks.
@@ -130,7 +152,7 @@ impl CloudHypervisor {
         match answered {
             Ok((api, version)) => {
                 spawned.keep();
-                Ok(Rc::new(CloudVmm::new(process, api, version, launch.dir.clone(), &self.settings)))
+                Ok(self.vmm(launch, process, version, api))
             }
             Err(error) => Err(self.abort(launch, spawned, &process, error).await),
         }
@@ -233,13 +255,7 @@ impl CloudHypervisor {
         match self.same_again(launch, identity).await {
             Ok(()) => {
                 let api = Api::new(launch.socket.clone(), self.settings.deadlines.clone());
-                Ok(Some(Rc::new(CloudVmm::new(
-                    process,
-                    api,
-                    known.version.clone(),
-                    launch.dir.clone(),
-                    &self.settings,
-                ))))
+                Ok(Some(self.vmm(launch, process, known.version.clone(), api)))
             }
             Err(error) => match process.exit() {
                 // It ended while it was being looked for.
@@ -313,6 +329,31 @@ impl Hypervisor for CloudHypervisor {
 
     fn clear<'a>(&'a self, launch: &'a Launch) -> LocalBoxFuture<'a, Result<(), Error>> {
         Box::pin(self.sweep(launch))
+    }
+
+    fn post_mortem<'a>(&'a self, launch: &'a Launch, known: &'a Known) -> LocalBoxFuture<'a, Exit> {
+        Box::pin(async move {
+            let (files, socket, process) = (Files::new(&launch.dir), launch.socket.clone(), known.process.clone());
+            let found = tokio::task::spawn_blocking(move || {
+                if process.of_this_boot().is_ok_and(|same| !same) {
+                    return Exit::HostRebooted;
+                }
+                let evidence = Evidence::read(&files, &socket).with_out_of_memory(oom::killed(&process));
+                evidence.judge(Status::Unseen, Asked::Nothing)
+            });
+            found.await.unwrap_or(Exit::Unknown)
+        })
+    }
+
+    fn keep<'a>(&'a self, bundle: &'a Bundle) -> LocalBoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            let what = bundle.clone();
+            let kept = blocking("keep what a VMM left", move || bundle::write(&what)).await?;
+            if !kept {
+                tracing::warn!(dir = %bundle.dir.display(), "the disk is almost full: nothing is kept of the VMM's end");
+            }
+            Ok(())
+        })
     }
 
     fn adapt<'a>(

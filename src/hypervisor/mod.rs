@@ -11,6 +11,7 @@ use crate::ids::SandboxId;
 use crate::net::Namespace;
 
 pub mod api;
+pub mod bundle;
 pub mod error;
 pub mod identity;
 pub mod launch;
@@ -56,6 +57,15 @@ pub struct Known {
 pub enum Exit {
     /// The guest powered itself off (events `vm:shutdown`, `vm:deleted`).
     GuestPowerOff,
+    /// The guest's kernel panicked (event `guest:panic` of pvpanic, or its words on the serial line).
+    GuestPanic {
+        /// What it said on its serial line, when it was found.
+        line: Option<String>,
+    },
+    /// The kernel of the host killed it for want of memory; its log proves that.
+    OutOfMemory,
+    /// The host was booted since it was started.
+    HostRebooted,
     /// An orderly end that was asked for through the API or by SIGTERM.
     Orderly,
     /// Ended by a signal.
@@ -74,10 +84,30 @@ pub enum Exit {
     Unknown,
 }
 
+impl Exit {
+    /// The cause in one word, as it is stored and shown.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Exit::GuestPowerOff => "guest_power_off",
+            Exit::GuestPanic { .. } => "guest_panic",
+            Exit::OutOfMemory => "out_of_memory",
+            Exit::HostRebooted => "host_rebooted",
+            Exit::Orderly => "orderly",
+            Exit::Signal { .. } => "signal",
+            Exit::Failed { .. } => "failed",
+            Exit::Unknown => "unknown",
+        }
+    }
+}
+
 impl std::fmt::Display for Exit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Exit::GuestPowerOff => f.write_str("the guest powered itself off"),
+            Exit::GuestPanic { line: Some(line) } => write!(f, "the guest's kernel panicked: {line}"),
+            Exit::GuestPanic { line: None } => f.write_str("the guest's kernel panicked"),
+            Exit::OutOfMemory => f.write_str("the host's kernel killed the VMM for want of memory"),
+            Exit::HostRebooted => f.write_str("the host was rebooted"),
             Exit::Orderly => f.write_str("the VMM was shut down"),
             Exit::Signal { signal } => write!(f, "the VMM was ended by signal {signal}"),
             Exit::Failed { code, reason } => {
@@ -108,6 +138,13 @@ pub trait Hypervisor {
         launch: &'a Launch,
         known: &'a Known,
     ) -> LocalBoxFuture<'a, Result<Option<Rc<dyn Vmm>>, Error>>;
+
+    /// How a VMM ended that [`Hypervisor::adopt`] did not find any more, as far as what it left tells.
+    fn post_mortem<'a>(&'a self, launch: &'a Launch, known: &'a Known) -> LocalBoxFuture<'a, Exit>;
+
+    /// Keeps what is known of a VMM's end, before the next start truncates its files. On a disk that is almost full
+    /// nothing is kept, which is success.
+    fn keep<'a>(&'a self, bundle: &'a bundle::Bundle) -> LocalBoxFuture<'a, Result<(), Error>>;
 
     /// Ends whatever VMM serves this launch's socket although no identity was stored (the runner
     /// died between spawn and save): proven by the socket's peer, then killed. Then removes socket
@@ -182,6 +219,10 @@ pub trait Vmm {
     /// `vm.delete`: ends the VM and keeps the process; no VM is success. When this has returned, everything that the VMM
     /// has cached of its disks is written (cloud-hypervisor.md 6); nothing else proves that.
     fn unload(&self) -> LocalBoxFuture<'_, Result<(), Error>>;
+
+    /// Resolves when the guest's kernel has panicked, with what it said on its serial line; never if it cannot tell. The
+    /// process lives on. May be called repeatedly.
+    fn panicked(&self) -> LocalBoxFuture<'_, Option<String>>;
 
     /// Resolves when the process has ended; at once when it has already. May be called repeatedly.
     fn exited(&self) -> LocalBoxFuture<'_, Exit>;

@@ -14,9 +14,14 @@ use super::snapshot::{SnapshotMemory, files as saved};
 use super::wire::{Resize, RestoreFrom, SnapshotTo, VmInfo};
 use super::{Error, Exit, ProcessIdentity, Version, VmConfig, VmState, Vmm};
 use crate::crash;
+use cause::Evidence;
+use guest::Watch;
 use process::Process;
 
 pub mod cause;
+pub mod exit_status;
+pub mod guest;
+pub mod oom;
 pub mod process;
 
 /// How long a broken call waits for the news that the process has ended, to say so instead.
@@ -38,13 +43,33 @@ pub struct CloudVmm {
     version: Version,
     /// The directory of its sandbox.
     dir: PathBuf,
+    /// Tells that it has written events; none where that cannot be watched.
+    events: Option<Watch>,
     term: Duration,
     kill: Duration,
 }
 
 impl CloudVmm {
     pub(super) fn new(process: Process, api: Api, version: Version, dir: PathBuf, settings: &Settings) -> Self {
-        Self { process, api, version, dir, term: settings.term, kill: settings.kill }
+        Self { process, api, version, dir, events: None, term: settings.term, kill: settings.kill }
+    }
+
+    pub(super) fn with_events(self, events: Option<Watch>) -> Self {
+        Self { events, ..self }
+    }
+
+    async fn guest_panic(&self) -> Option<String> {
+        let Some(mut grown) = self.events.as_ref().map(Watch::grown) else { return std::future::pending().await };
+        loop {
+            let (files, socket) = (files::Files::new(&self.dir), self.api.socket().to_owned());
+            let look = tokio::task::spawn_blocking(move || Evidence::read(&files, &socket).guest_panic()).await;
+            if let Ok(Some(line)) = look {
+                return line;
+            }
+            if grown.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
     }
 
     async fn put(&self, call: Call) -> Result<(), Error> {
@@ -234,6 +259,10 @@ impl Vmm for CloudVmm {
 
     fn unload(&self) -> LocalBoxFuture<'_, Result<(), Error>> {
         Box::pin(self.put(Call::Delete))
+    }
+
+    fn panicked(&self) -> LocalBoxFuture<'_, Option<String>> {
+        Box::pin(self.guest_panic())
     }
 
     fn exited(&self) -> LocalBoxFuture<'_, Exit> {

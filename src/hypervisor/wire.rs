@@ -98,6 +98,9 @@ pub struct VmConfig {
     pub serial: Console,
     /// virtio console.
     pub console: Console,
+    /// A device by which the guest's kernel tells that it panics, as an event (cloud-hypervisor.md 4; there since v34).
+    /// Snapshots that were made without it are restored without it.
+    pub pvpanic: bool,
 }
 
 /// What is booted.
@@ -243,6 +246,7 @@ impl VmConfig {
             rng: Rng { src: PathBuf::from("/dev/urandom") },
             serial: Console { mode: ConsoleMode::File, file: Some(spec.serial) },
             console: Console { mode: ConsoleMode::Off, file: None },
+            pvpanic: true,
         }
     }
 }

@@ -21,8 +21,10 @@ pub enum Event {
     StageDone(Stage),
     /// The stage under way failed or was interrupted.
     StageFailed(Stage, Failure),
-    /// The VMM's process has ended.
+    /// The VMM's process has ended, or its guest is as good as ended.
     VmmExited,
+    /// A start is owed, and the pause before it is over.
+    Restart,
 }
 
 /// What to do, in order.
@@ -80,12 +82,14 @@ pub struct Machine {
     checkpoint: bool,
     /// A capture of the VM has to end its VMM, and a new one goes on from the same point.
     replaces: bool,
+    /// It rests as "stopped" for the time being only: a stop has something to end even there.
+    unsettled: bool,
 }
 
 impl Machine {
     /// A machine at rest; `disk` tells whether a complete root disk exists.
     pub fn resting(rest: Rest, disk: bool) -> Self {
-        Self { state: State::Idle(rest), disk, checkpoint: false, replaces: false }
+        Self { state: State::Idle(rest), disk, checkpoint: false, replaces: false, unsettled: false }
     }
 
     /// The same with a checkpoint that was not used yet.
@@ -97,6 +101,11 @@ impl Machine {
     /// Says whether a capture that begins from now on has to replace the VMM: that of a VM may change with each start.
     pub fn set_replaces(&mut self, replaces: bool) {
         self.replaces = replaces;
+    }
+
+    /// Says whether it would be started by itself from where it rests, or rests there as an error.
+    pub fn set_unsettled(&mut self, unsettled: bool) {
+        self.unsettled = unsettled;
     }
 
     /// Where it rests, or `None` while an operation is under way.
@@ -140,6 +149,11 @@ impl Machine {
             Event::Asked(caller, ask) => self.asked(caller, ask, &mut actions),
             Event::StageDone(stage) => self.finished(stage, None, &mut actions),
             Event::StageFailed(stage, failure) => self.finished(stage, Some(failure), &mut actions),
+            Event::Restart => {
+                if self.rest() == Some(Rest::Stopped) {
+                    self.asked_at_rest(Rest::Stopped, Vec::new(), Ask::Start, &mut actions);
+                }
+            }
             Event::VmmExited => {
                 if self.rest().is_some_and(Rest::lives) {
                     self.start(Op::Clear, Vec::new(), None, None, &mut actions);
@@ -162,6 +176,8 @@ impl Machine {
     fn asked_at_rest(&mut self, rest: Rest, callers: Vec<Caller>, ask: Ask, actions: &mut Vec<Action>) {
         let op = match (rest, ask) {
             (_, Ask::Destroy) if rest != Rest::Absent => Op::Destroy,
+            // That it is not started again must be stored before the answer.
+            (Rest::Stopped, Ask::Stop(_)) if self.unsettled => Op::Stop(StopMode::Kill),
             (Rest::Absent, Ask::Create(make)) => Op::Create(make),
             (Rest::Absent, Ask::Destroy)
             | (Rest::Stopped, Ask::Stop(_) | Ask::Create(Make::Idle))

@@ -231,12 +231,39 @@ fn two_captures_that_wait_are_not_taken_for_one() {
     assert_eq!(answers(&refused), [(Caller(3), Err(ErrorCode::Conflict))]);
 }
 
+#[test]
+fn a_restart_goes_on_from_where_it_rests_and_a_stop_ends_the_wait_for_it() {
+    let mut machine = Machine::resting(Rest::Stopped, true);
+    let first = machine.step(Event::Restart);
+    let all = run_out(&mut machine, first);
+    assert_eq!(stages(&all), Op::Start { warm: false }.stages());
+    assert!(answers(&all).is_empty());
+    assert!(machine.step(Event::Restart).is_empty(), "it runs already");
+
+    let mut machine = Machine::resting(Rest::Stopped, true);
+    machine.set_unsettled(true);
+    let all = run_out_asked(&mut machine, 1, Ask::Stop(StopMode::Checkpoint));
+    assert_eq!(stages(&all), [Stage::End, Stage::Unplug], "an intent that is stored");
+    assert_eq!(answers(&all), [(Caller(1), Ok(()))]);
+
+    let mut machine = Machine::resting(Rest::Stopped, true);
+    machine.step(Event::Restart);
+    machine.step(Event::Asked(Caller(1), Ask::Start));
+    let first = machine.step(Event::Asked(Caller(2), Ask::Stop(StopMode::Kill)));
+    assert_eq!(first, [Action::Interrupt]);
+    let first = machine.step(Event::StageFailed(Stage::Gate, Failure::new(ErrorCode::Interrupted, "")));
+    let all = run_out(&mut machine, first);
+    assert_eq!(answers(&all), [(Caller(1), Err(ErrorCode::Interrupted)), (Caller(2), Ok(()))]);
+    assert_eq!(machine.rest(), Some(Rest::Stopped));
+}
+
 #[derive(Debug, Clone)]
 enum Input {
     Ask(Ask),
     Done,
     Fail,
     Exit,
+    Restart,
 }
 
 fn input() -> impl Strategy<Value = Input> {
@@ -252,7 +279,7 @@ fn input() -> impl Strategy<Value = Input> {
         1 => Just(Ask::Resize),
         2 => Just(Ask::Destroy),
     ];
-    prop_oneof![4 => ask.prop_map(Input::Ask), 6 => Just(Input::Done), 2 => Just(Input::Fail), 1 => Just(Input::Exit)]
+    prop_oneof![4 => ask.prop_map(Input::Ask), 6 => Just(Input::Done), 2 => Just(Input::Fail), 1 => Just(Input::Exit), 1 => Just(Input::Restart)]
 }
 
 /// What the host would hold, as a second and simpler model: each stage adds or removes one thing.
@@ -298,10 +325,11 @@ proptest! {
 
     #[test]
     fn everybody_is_answered_once_and_nothing_is_forgotten(
-            inputs in prop::collection::vec(input(), 1..60), replaces in any::<bool>(),
+            inputs in prop::collection::vec(input(), 1..60), replaces in any::<bool>(), unsettled in any::<bool>(),
         ) {
         let mut machine = Machine::resting(Rest::Absent, false);
         machine.set_replaces(replaces);
+        machine.set_unsettled(unsettled);
         let mut host = Host::default();
         let mut asked = 0_u64;
         let mut replies: BTreeMap<Caller, usize> = BTreeMap::new();
@@ -345,6 +373,7 @@ proptest! {
                     host.failed(stage);
                     machine.step(Event::StageFailed(stage, Failure::new(ErrorCode::Internal, "fault")))
                 }
+                (Input::Restart, _) => machine.step(Event::Restart),
                 (Input::Exit, _) => {
                     host.vmm &= !machine.rest().is_some_and(Rest::lives);
                     machine.step(Event::VmmExited)

@@ -15,6 +15,7 @@ pub mod machine;
 pub mod op;
 pub mod record;
 pub mod recovery;
+pub mod restart;
 pub mod view;
 
 pub use machine::{Action, Caller, Event, Machine};

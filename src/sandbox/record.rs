@@ -2,8 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use utoipa::ToSchema;
+
 use super::machine::Machine;
 use super::op::{Make, Op, Rest, Stage, StopMode};
+use super::restart::Restarts;
 use crate::disk::{SandboxDisks, Stamp};
 use crate::fork::Report;
 use crate::hypervisor::snapshot::RestoreMode;
@@ -153,6 +156,18 @@ pub struct Begin {
     pub copy: Option<Report>,
 }
 
+/// How a run ended that nobody had asked to end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LastExit {
+    /// In one word: `guest_power_off`, `guest_panic`, `out_of_memory`, `host_rebooted`, `orderly`, `signal`, `failed` or
+    /// `unknown`.
+    pub cause: String,
+    /// When it was noticed, in milliseconds since 1970.
+    pub at: u64,
+    /// In a sentence.
+    pub detail: String,
+}
+
 /// The stored record of a sandbox.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
@@ -194,6 +209,12 @@ pub struct Record {
     pub daemon_version: Option<String>,
     /// Why it is not running although nobody stopped it, or why it is broken.
     pub error: Option<String>,
+    /// How its last run ended, if nobody had asked for that.
+    #[serde(default)]
+    pub last_exit: Option<LastExit>,
+    /// Its unasked ends, and what is owed after the last one.
+    #[serde(default)]
+    pub restarts: Restarts,
     /// When it was asked for, in milliseconds since 1970.
     pub created_at: u64,
     /// When the phase last changed, in milliseconds since 1970.
@@ -220,6 +241,8 @@ impl Record {
             run: 0,
             daemon_version: None,
             error: None,
+            last_exit: None,
+            restarts: Restarts::default(),
             created_at: now,
             since: now,
         }

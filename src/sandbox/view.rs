@@ -3,12 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::record::{Begin, Origin, Phase, Size};
+use tokio::sync::Notify;
+
+use super::record::{Begin, LastExit, Origin, Phase, Size};
 use crate::fork::Report;
 use crate::ids::SandboxId;
 
@@ -99,6 +101,15 @@ impl From<&View> for Begun {
     }
 }
 
+/// A start that is owed after an unasked end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Restart {
+    /// When, in milliseconds since 1970.
+    pub at: u64,
+    /// So many unasked ends lie behind it.
+    pub ends: usize,
+}
+
 /// One sandbox as readers see it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct View {
@@ -138,6 +149,10 @@ pub struct View {
     pub last_pause: Option<u64>,
     /// Frozen images between its disk and the base.
     pub disk_layers: usize,
+    /// How its last run ended, if nobody had asked for that.
+    pub last_exit: Option<LastExit>,
+    /// It is started by itself then.
+    pub restart: Option<Restart>,
 }
 
 impl View {
@@ -162,34 +177,89 @@ impl View {
             checkpoint: false,
             last_pause: None,
             disk_layers: 0,
+            last_exit: None,
+            restart: None,
         }
     }
 }
 
 /// All views; cheap to clone, shared with the HTTP workers.
 #[derive(Debug, Clone, Default)]
-pub struct Views(Arc<RwLock<BTreeMap<SandboxId, Arc<View>>>>);
+pub struct Views {
+    views: Arc<RwLock<BTreeMap<SandboxId, Arc<View>>>>,
+    news: Arc<News>,
+}
+
+/// Sandboxes that have changed unasked and of which the control plane has not been told.
+#[derive(Debug, Default)]
+struct News {
+    /// The sandboxes, each with the number of its change.
+    changes: Mutex<(BTreeMap<SandboxId, u64>, u64)>,
+    changed: Notify,
+}
 
 impl Views {
     /// Publishes or replaces a view.
     pub fn publish(&self, view: View) {
-        let mut views = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let news = view.settled && self.news().0.contains_key(&view.id);
+        let mut views = self.views.write().unwrap_or_else(PoisonError::into_inner);
         views.insert(view.id.clone(), Arc::new(view));
+        drop(views);
+        if news {
+            self.news.changed.notify_one();
+        }
+    }
+
+    fn news(&self) -> MutexGuard<'_, (BTreeMap<SandboxId, u64>, u64)> {
+        self.news.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that the sandbox has changed, or is about to, and nobody had asked for it.
+    pub fn tell(&self, id: &SandboxId) {
+        let mut news = self.news();
+        news.1 += 1;
+        let number = news.1;
+        news.0.insert(id.clone(), number);
+        drop(news);
+        self.news.changed.notify_one();
+    }
+
+    /// Somebody has asked for something: whoever asked will be told.
+    pub fn keep_quiet(&self, id: &SandboxId) {
+        self.news().0.remove(id);
+    }
+
+    /// What is to be told, with the number of the change.
+    pub fn untold(&self) -> Vec<(SandboxId, u64)> {
+        self.news().0.iter().map(|(id, number)| (id.clone(), *number)).collect()
+    }
+
+    /// That change was told, or cannot be.
+    pub fn told(&self, id: &SandboxId, number: u64) {
+        let mut news = self.news();
+        if news.0.get(id) == Some(&number) {
+            news.0.remove(id);
+        }
+    }
+
+    /// Resolves when there may be something new to tell since it resolved last.
+    pub async fn changed(&self) {
+        self.news.changed.notified().await;
     }
 
     /// Removes the view of a sandbox that exists no more.
     pub fn forget(&self, id: &SandboxId) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.views.write().unwrap_or_else(PoisonError::into_inner).remove(id);
     }
 
     /// One view.
     pub fn get(&self, id: &SandboxId) -> Option<Arc<View>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+        self.views.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 
     /// All views, ordered by id.
     pub fn list(&self) -> Vec<Arc<View>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.views.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 }
 

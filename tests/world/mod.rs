@@ -69,6 +69,11 @@ pub struct HostState {
     pub writes: HashMap<String, u64>,
     /// Snapshots.
     pub snapshots: HashMap<String, runner_ch::snapshots::Manifest>,
+    pub restart: runner_ch::sandbox::restart::Settings,
+    /// What was kept of ends.
+    pub kept: Vec<hypervisor::bundle::Report>,
+    /// How a VMM ended that is not found any more.
+    pub post_mortem: Option<Exit>,
     pub booting: usize,
     pub most_booting: usize,
 }
@@ -242,6 +247,10 @@ impl Vmm for FakeVmm {
         async { self.host.effect("resize").await.map_err(|()| refused("resize")) }.boxed_local()
     }
 
+    fn panicked(&self) -> LocalBoxFuture<'_, Option<String>> {
+        std::future::pending().boxed_local()
+    }
+
     fn exited(&self) -> LocalBoxFuture<'_, Exit> {
         async {
             loop {
@@ -298,6 +307,19 @@ impl Hypervisor for Host {
             Ok(found.filter(|vmm| vmm.known == *known).map(|vmm| Rc::new(vmm) as Rc<dyn Vmm>))
         }
         .boxed_local()
+    }
+
+    fn keep<'a>(&'a self, bundle: &'a hypervisor::bundle::Bundle) -> LocalBoxFuture<'a, Result<(), hypervisor::Error>> {
+        async move {
+            self.effect("keep").await.map_err(|()| refused("keep"))?;
+            self.0.borrow_mut().kept.push(bundle.report.clone());
+            Ok(())
+        }
+        .boxed_local()
+    }
+
+    fn post_mortem<'a>(&'a self, _: &'a Launch, _: &'a Known) -> LocalBoxFuture<'a, Exit> {
+        async { self.0.borrow().post_mortem.clone().unwrap_or(Exit::Unknown) }.boxed_local()
     }
 
     fn adapt<'a>(
@@ -509,6 +531,7 @@ impl World {
             memory: MemorySetting::Private,
             identity: vm::IdentityPolicy::Request,
             max_vcpus: 4,
+            restart: host.0.borrow().restart,
         };
         let plan = Plan {
             ports: ports.clone(),

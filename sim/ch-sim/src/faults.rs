@@ -33,6 +33,8 @@ pub enum Action {
     Enospc,
     /// End the process with this exit code, without cleaning up.
     Exit(i32),
+    /// The guest's kernel panics instead (toolbox only).
+    Panic,
     /// Do not react (power button).
     Ignore,
 }
@@ -140,6 +142,7 @@ fn action(entry: &Entry) -> Action {
         "error" => Action::Error(entry.value.as_str().unwrap_or("Injected fault").to_owned()),
         "enospc" => Action::Enospc,
         "exit" => Action::Exit(i32::try_from(entry.value.as_i64().unwrap_or(1)).unwrap_or(1)),
+        "panic" => Action::Panic,
         "ignore" => Action::Ignore,
         other => refuse(&format!("unknown action {other:?}")),
     }

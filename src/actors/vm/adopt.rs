@@ -5,17 +5,19 @@ use std::rc::Rc;
 use super::Tools;
 use super::perform::socket_path;
 use crate::error::chain;
-use crate::hypervisor::{Launch, Vmm};
+use crate::hypervisor::{Exit, Launch, Vmm};
 use crate::messages::proxy::OpenRoute;
 use crate::net::Namespace;
 use crate::sandbox::recovery::{Continue, Evidence, decide};
-use crate::sandbox::{Action, Machine, Phase, Record, Rest};
+use crate::sandbox::{Action, Machine, Op, Phase, Record, Rest};
 
 /// What was found of a stored sandbox.
 #[derive(Default)]
 pub struct Adopted {
     pub(super) vmm: Option<Rc<dyn Vmm>>,
     pub(super) netns: Option<Namespace>,
+    /// How its VMM ended meanwhile, if it should still be there.
+    pub(super) end: Option<Exit>,
     /// Why something could not be found out.
     pub(super) trouble: Option<String>,
 }
@@ -30,7 +32,12 @@ impl Adopted {
 /// Looks for the record's VMM and namespace, and opens the route of one that runs.
 pub async fn adopt(tools: &Tools, record: &Record) -> Adopted {
     let mut adopted = Adopted::default();
-    let Some(known) = &record.vmm else { return adopted };
+    let reachable =
+        matches!(record.phase, Phase::Started | Phase::Pausing | Phase::Paused | Phase::Capturing | Phase::Waking);
+    let Some(known) = &record.vmm else {
+        adopted.end = reachable.then_some(Exit::Unknown);
+        return adopted;
+    };
     if let Some(slot) = record.slot {
         let plan = tools.slots.borrow().plan(&record.id, slot);
         match tools.ports.network.open(&plan).await {
@@ -47,11 +54,14 @@ pub async fn adopt(tools: &Tools, record: &Record) -> Adopted {
     match tools.ports.hypervisor.adopt(&launch, known).await {
         Ok(Some(vmm)) => adopted.vmm = Some(vmm),
         // Without a VMM it does not matter what became of the namespace: it is removed.
-        Ok(None) => adopted.trouble = None,
+        Ok(None) => {
+            adopted.trouble = None;
+            if reachable {
+                adopted.end = Some(tools.ports.hypervisor.post_mortem(&launch, known).await);
+            }
+        }
         Err(error) => adopted.trouble = Some(chain(&error)),
     }
-    let reachable =
-        matches!(record.phase, Phase::Started | Phase::Pausing | Phase::Paused | Phase::Capturing | Phase::Waking);
     if let (true, Some(_), Some(netns)) = (reachable, &adopted.vmm, &adopted.netns) {
         let open = OpenRoute { id: record.id.clone(), run: record.run, netns: netns.clone() };
         if tools.proxy.send(open).await.is_err() {
@@ -71,6 +81,8 @@ pub(super) fn machine(record: &Record, adopted: &Adopted) -> (Machine, Vec<Actio
     let at = |rest| Machine::resting(rest, record.disks.is_some()).with_checkpoint(record.checkpoint.is_some());
     let (op, then) = match decide(record.phase, evidence) {
         Continue::Rest(rest) => return (at(rest), Vec::new()),
+        // A stop that was asked for takes the reason of an end away; this one was not.
+        Continue::Do(Op::Stop(_)) if record.phase == Phase::Stopping && record.error.is_some() => (Op::Clear, None),
         Continue::LeaveAlone => return (at(Rest::Broken), Vec::new()),
         Continue::Do(op) => (op, None),
         Continue::Then(op, ask) => (op, Some(ask)),

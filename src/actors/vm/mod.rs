@@ -31,6 +31,7 @@ mod keep;
 mod merge;
 mod perform;
 mod resize;
+mod restart;
 mod revive;
 mod seal;
 mod view;
@@ -75,6 +76,8 @@ pub struct Settings {
     pub identity: IdentityPolicy,
     /// Up to so many virtual CPUs can be added while a VM runs.
     pub max_vcpus: u32,
+    /// Whether sandboxes that end unasked are started again.
+    pub restart: crate::sandbox::restart::Settings,
 }
 
 /// What an actor of a sandbox works with; cheap to clone.
@@ -107,6 +110,10 @@ pub struct VmActor {
     netns: Option<Namespace>,
     permit: Option<OwnedSemaphorePermit>,
     exit: Option<Exit>,
+    /// What is being kept of an end.
+    traces: Option<restart::Traces>,
+    /// The wait for a start that is owed.
+    restart: Option<actix::SpawnHandle>,
     callers: HashMap<Caller, Reply>,
     last_caller: u64,
     /// What the next creation makes; the last request's wins.
@@ -144,21 +151,20 @@ impl VmActor {
     }
 
     /// The actor of a stored sandbox, given what the host shows of it.
-    pub fn stored(tools: Tools, incarnation: u64, mut record: Record, adopted: Adopted) -> Self {
+    pub fn stored(tools: Tools, incarnation: u64, mut record: Record, mut adopted: Adopted) -> Self {
         let saved = Some(record.clone());
         if let Some(reason) = &adopted.trouble {
             record.error = Some(reason.clone());
-        } else if matches!(
-            record.phase,
-            Phase::Started | Phase::Pausing | Phase::Paused | Phase::Capturing | Phase::Waking
-        ) && adopted.vmm.is_none()
-        {
-            record.error = Some("the VMM ended while the runner was not running".to_owned());
         }
+        let end = adopted.end.take();
         let (machine, first) = adopt::machine(&record, &adopted);
         let mut actor = Self::with(tools, incarnation, record, saved, machine, adopted);
         actor.begun = true;
         actor.first = first;
+        if let Some(exit) = end {
+            actor.found_ended(&exit);
+        }
+        actor.reconsider();
         actor
     }
 
@@ -180,6 +186,8 @@ impl VmActor {
             netns: adopted.netns,
             permit: None,
             exit: None,
+            traces: None,
+            restart: None,
             callers: HashMap::new(),
             last_caller: 0,
             blueprint: None,
@@ -280,6 +288,7 @@ impl VmActor {
             plan: self.capture_plan(),
             merged: self.merged.clone(),
             discards: self.machine.work().is_some_and(|(op, _)| op.stages().contains(&Stage::Erase)),
+            traces: if matches!(stage, Stage::Launch | Stage::Erase) { self.traces.take() } else { None },
         };
         ctx.spawn(job.run(interrupted).into_actor(self).map(Self::performed));
     }
@@ -310,6 +319,8 @@ impl VmActor {
             Stage::Suspend | Stage::Wake | Stage::Configure => self.record.checkpoint = None,
             // What is stored from here on must not promise a disk.
             Stage::Erase => (self.record.disks, self.record.checkpoint) = (None, None),
+            // The start that was owed is made.
+            Stage::Commit => self.record.restarts.due = None,
             // It ends because somebody asked for it.
             Stage::PowerOff | Stage::End if matches!(op, Some(Op::Stop(_))) => {
                 self.record.error = None;
@@ -371,7 +382,9 @@ impl VmActor {
         let result = match (done.result, done.stage, act.exit.take()) {
             // It died after it was ready and before anybody was told: that is no success.
             (Ok(_), Stage::Wake | Stage::Ready | Stage::Identify | Stage::Commit, Some(exit)) => {
-                Err(Failure::new(ErrorCode::Internal, format!("the guest did not stay up: {exit}")))
+                let failure = Failure::new(ErrorCode::Internal, format!("the guest did not stay up: {exit}"));
+                act.exit = Some(exit);
+                Err(failure)
             }
             (result, _, exit) => {
                 act.exit = exit;
@@ -388,6 +401,7 @@ impl VmActor {
                 warn!(sandbox = %act.record.id, stage = done.stage.name(), micros = done.micros, error = %failure, "stage failed");
                 // A guest that had to be forced and a request that was overtaken are nobody's fault.
                 act.note_failure(done.stage, &failure);
+                act.note_failed_start(done.stage, &failure);
                 Event::StageFailed(done.stage, failure)
             }
         };
@@ -398,7 +412,14 @@ impl VmActor {
     fn watch(&self, ctx: &mut Context<Self>) {
         if let Some(vmm) = self.vmm.clone() {
             let launch = self.launches;
-            let exited = async move { vmm.exited().await };
+            // A guest whose kernel has panicked is as dead as its VMM, which is ended then.
+            let exited = async move {
+                tokio::select! {
+                    biased;
+                    exit = vmm.exited() => exit,
+                    line = vmm.panicked() => Exit::GuestPanic { line },
+                }
+            };
             ctx.spawn(exited.into_actor(self).map(move |exit, act, ctx| {
                 if act.launches == launch {
                     act.exit = Some(exit);
@@ -415,8 +436,7 @@ impl VmActor {
             return;
         }
         if let Some(exit) = self.exit.take() {
-            warn!(sandbox = %self.record.id, %exit, "the VMM ended by itself");
-            self.record.error = Some(exit.to_string());
+            self.note_end(&exit);
             let actions = self.step(Event::VmmExited);
             self.apply(actions, ctx);
         }
@@ -437,6 +457,7 @@ impl VmActor {
             act.saved = saved;
             act.apply(Vec::new(), ctx);
             act.notice_exit(ctx);
+            act.await_restart(ctx);
             act.merge(ctx);
         }));
     }
@@ -449,6 +470,7 @@ impl Actor for VmActor {
         let first = std::mem::take(&mut self.first);
         self.watch(ctx);
         self.apply(first, ctx);
+        self.await_restart(ctx);
     }
 
     fn stopped(&mut self, _: &mut Self::Context) {
@@ -482,6 +504,7 @@ impl Handler<Command> for VmActor {
             Ask::Stop(StopMode::Usual) => Ask::Stop(self.tools.settings.stop_mode),
             ask => ask,
         };
+        self.give_precedence(ask, ctx);
         let actions = self.step(Event::Asked(caller, ask));
         self.apply(actions, ctx);
     }

@@ -11,13 +11,14 @@ use tracing::warn;
 
 use super::Tools;
 use super::merge::Merged;
+use super::restart::Traces;
 use crate::disk::{Format, Plan as DiskPlan, RootDisk, SandboxDisks, Seed, Stamp};
 use crate::error::{Certainty, ErrorCode, Failure};
 use crate::fork::capture::MEMORY;
 use crate::fork::{Plan as CapturePlan, Report, Ticket};
 use crate::hypervisor::launch::Files;
 use crate::hypervisor::wire::{ImageType, MemoryLayout, VmSpec};
-use crate::hypervisor::{Launch, VmConfig, Vmm, tail};
+use crate::hypervisor::{Exit, Launch, VmConfig, Vmm, tail};
 use crate::messages::proxy::{CloseRoute, OpenRoute};
 use crate::messages::vm::{Resize, Source};
 use crate::net::{self, Namespace};
@@ -29,6 +30,8 @@ const END_GRACE: Duration = Duration::from_secs(10);
 const DISCARD_GRACE: Duration = Duration::from_millis(500);
 /// Longest time for a stage without a setting of its own. Flattening a large base is the slowest.
 const STAGE_DEADLINE: Duration = Duration::from_secs(15 * 60);
+/// How long keeping what is left of an end may delay what destroys it: a few small files.
+const TRACES: Duration = Duration::from_secs(2);
 /// How much of the guest's last output goes into an error.
 const LAST_WORDS: u64 = 400;
 
@@ -98,6 +101,8 @@ pub(super) struct Job {
     pub plan: Option<CapturePlan>,
     /// The disk is removed next, so nothing needs to be flushed to it.
     pub discards: bool,
+    /// What is being kept of an end, for stages that would destroy it.
+    pub traces: Option<Traces>,
 }
 
 impl Job {
@@ -145,7 +150,12 @@ impl Job {
         })
     }
 
-    async fn stage(self, interrupted: oneshot::Receiver<()>) -> Result<Output, Failure> {
+    async fn stage(mut self, interrupted: oneshot::Receiver<()>) -> Result<Output, Failure> {
+        if let Some(traces) = self.traces.take()
+            && timeout(TRACES, traces).await.is_err()
+        {
+            warn!(sandbox = %self.record.id, "what is left of an end is not kept in time; going on");
+        }
         match self.stage {
             Stage::Gate => self.gate(interrupted).await,
             Stage::Disk | Stage::Network | Stage::Provide => self.provide(interrupted).await,
@@ -321,6 +331,10 @@ impl Job {
             exit = vmm.exited() => Failure::new(
                 ErrorCode::Internal,
                 format!("the guest did not come up: {exit}"),
+            ),
+            line = vmm.panicked() => Failure::new(
+                ErrorCode::Internal,
+                format!("the guest did not come up: {}", Exit::GuestPanic { line }),
             ),
             _ = interrupted => return Err(overtaken()),
         };

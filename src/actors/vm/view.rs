@@ -1,6 +1,7 @@
 //! What readers see of a sandbox.
 
 use super::VmActor;
+use crate::sandbox::view::Restart;
 use crate::sandbox::{Op, Phase, Rest, View, WireState};
 
 impl VmActor {
@@ -20,9 +21,11 @@ impl VmActor {
             state: match self.machine.work() {
                 // A paused source stays paused, whatever is done to its VMM meanwhile.
                 Some((Op::Replace(Rest::Paused), _)) => WireState::Paused,
+                None if self.record.restarts.due.is_some() => WireState::Starting,
+                None if self.machine.rest() == Some(Rest::Stopped) && self.record.restarts.given_up => WireState::Error,
                 _ => Phase::of(&self.machine).map_or(WireState::Destroyed, WireState::from),
             },
-            settled: self.machine.work().is_none(),
+            settled: self.machine.work().is_none() && self.record.restarts.due.is_none(),
             size: self.record.size,
             running: self.record.running,
             daemon_version: self.record.daemon_version.clone(),
@@ -37,6 +40,8 @@ impl VmActor {
             begin: begin.clone(),
             checkpoint: self.record.checkpoint.is_some(),
             last_pause: self.last_pause,
+            last_exit: self.record.last_exit.clone(),
+            restart: self.record.restarts.due.map(|at| Restart { at, ends: self.record.restarts.ends.len() }),
             disk_layers: self.record.disks.as_ref().map_or(0, |disks| disks.root.layers.len()),
         }
     }

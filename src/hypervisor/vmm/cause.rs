@@ -9,7 +9,11 @@
 //! Builds with glibc may break the rule of the exit code: after the last event the thread that serves HTTP ends, and
 //! if its heap has grown enough, the C library looks into /proc before it gives memory back, which the thread's
 //! seccomp filter punishes with SIGSYS. All work is done by then.
+//!
+//! A panic of the guest's kernel ends no VMM: pvpanic tells it by an event, and the runner then ends the VMM. The serial
+//! line tells it where a guest without that driver powers off, or has itself powered off, after a panic.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -60,6 +64,10 @@ pub struct Evidence {
     fatal: Option<String>,
     /// Whether the process removed its API socket.
     socket_removed: bool,
+    /// The line in which the guest's kernel said that it panics.
+    panic_line: Option<String>,
+    /// Whether the kernel's log has proof that it killed the process for want of memory.
+    out_of_memory: bool,
 }
 
 /// The last event of an orderly end: VM and configuration are gone, disks are written and unlocked.
@@ -68,10 +76,33 @@ const DONE: &str = "vmm:shutdown";
 /// Events after which there is a guest that can power itself off.
 const RUNNING: [&str; 5] = ["vm:booted", "vm:rebooting", "vm:rebooted", "vm:restored", "vm:resumed"];
 
+/// The event of pvpanic. With a kdump kernel loaded the guest goes on by itself: that is no end.
+const PANIC: &str = "guest:panic";
+const CRASH_LOADED: &str = "crash_loaded";
+/// After it another kernel runs.
+const REBOOTING: &str = "vm:rebooting";
+
+/// How the Linux kernel begins its last words.
+const PANIC_WORDS: &str = "Kernel panic - not syncing";
+
 #[derive(Deserialize)]
 struct Event {
     source: String,
     event: String,
+    #[serde(default)]
+    properties: Option<BTreeMap<String, String>>,
+}
+
+impl Event {
+    fn name(self) -> Option<String> {
+        let told = self.properties.as_ref().and_then(|properties| properties.get("event"));
+        let counts = match self.source.as_str() {
+            "vm" | "vmm" => true,
+            "guest" => told.is_none_or(|told| told != CRASH_LOADED),
+            _ => false,
+        };
+        counts.then(|| format!("{}:{}", self.source, self.event))
+    }
 }
 
 impl Evidence {
@@ -79,24 +110,31 @@ impl Evidence {
     pub fn read(files: &Files, socket: &Path) -> Self {
         let log = text(tail(&files.log(), READ).ok());
         let output = text(tail(&files.output(), READ).ok());
+        let serial = text(tail(&files.serial(), READ).ok());
         let evidence = Self::from_texts(&text(tail(&files.events(), READ).ok()), &log, last_run(&output));
-        Self { socket_removed: !socket.exists(), ..evidence }
+        let panic_line = serial.lines().rfind(|line| line.contains(PANIC_WORDS)).map(short);
+        Self { socket_removed: !socket.exists(), panic_line, ..evidence }
+    }
+
+    /// The same with what the kernel's log says.
+    #[must_use]
+    pub fn with_out_of_memory(self, out_of_memory: bool) -> Self {
+        Self { out_of_memory, ..self }
     }
 
     fn from_texts(events: &str, log: &str, output: &str) -> Self {
         // Written as one pretty-printed object after the other with a blank line between them; the
         // first one may be cut off.
         let events = events.split("\n\n").filter_map(|object| serde_json::from_str::<Event>(object).ok());
-        let events = events.filter(|event| event.source == "vm" || event.source == "vmm");
         let lines = || log.lines().chain(output.lines());
         let fatal = lines().rfind(|line| FATAL.iter().any(|words| line.contains(words)));
         let error = log.lines().rfind(|line| line.contains("ERROR"));
         let error = error.or_else(|| output.lines().rfind(|line| !line.trim().is_empty()));
         Self {
-            events: events.map(|event| format!("{}:{}", event.source, event.event)).collect(),
+            events: events.filter_map(Event::name).collect(),
             error: error.map(short),
             fatal: fatal.map(short),
-            socket_removed: false,
+            ..Self::default()
         }
     }
 
@@ -104,8 +142,19 @@ impl Evidence {
         self.events.iter().any(|found| found == event)
     }
 
+    /// The guest's kernel has panicked, and no other runs since: what it said on its serial line, if it did.
+    pub fn guest_panic(&self) -> Option<Option<String>> {
+        let last = |name: &str| self.events.iter().rposition(|event| event == name);
+        let panicked = last(PANIC).is_some_and(|at| last(REBOOTING).is_none_or(|rebooted| rebooted < at));
+        panicked.then(|| self.panic_line.clone())
+    }
+
     /// Weighs the evidence.
     pub fn judge(self, status: Status, asked: Asked) -> Exit {
+        let killed = status == Status::Signal(libc::SIGKILL) || status == Status::Unseen;
+        if killed && self.out_of_memory && asked != Asked::Kill {
+            return Exit::OutOfMemory;
+        }
         let (code, orderly) = match status {
             Status::Signal(libc::SIGSYS) if asked != Asked::Nothing && self.says(DONE) => return Exit::Orderly,
             Status::Signal(signal) => return Exit::Signal { signal },
@@ -120,7 +169,11 @@ impl Evidence {
         }
         if orderly && self.fatal.is_none() {
             if RUNNING.iter().any(|event| self.says(event)) {
-                return Exit::GuestPowerOff;
+                return match (self.guest_panic(), self.panic_line) {
+                    (Some(line), _) => Exit::GuestPanic { line },
+                    (None, Some(line)) => Exit::GuestPanic { line: Some(line) },
+                    (None, None) => Exit::GuestPowerOff,
+                };
             }
             // Somebody else asked it to. A program that knows no events is no hypervisor, though.
             if code.is_none() || !self.events.is_empty() {
@@ -158,9 +211,13 @@ mod tests {
     fn events(names: &[(&str, &str)]) -> String {
         let mut text = String::new();
         for (source, event) in names {
+            let (event, properties) = match event.split_once('=') {
+                Some((event, told)) => (event, format!("{{ \"event\": \"{told}\" }}")),
+                None => (*event, "null".to_owned()),
+            };
             text += &format!(
                 "{{\n  \"timestamp\": {{\n    \"secs\": 1,\n    \"nanos\": 2\n  }},\n  \"source\": \"{source}\",\n  \
-                 \"event\": \"{event}\",\n  \"properties\": null\n}}\n\n"
+                 \"event\": \"{event}\",\n  \"properties\": {properties}\n}}\n\n"
             );
         }
         text
@@ -235,6 +292,43 @@ mod tests {
         assert_eq!(exit(Status::Unseen, Asked::Nothing, running, SILENT, false), Exit::Unknown);
         let said = ("cloud-hypervisor: 1s: <vmm> ERROR:x -- no space", "");
         assert_eq!(exit(Status::Unseen, Asked::Nothing, running, said, false), failed(None, Some(said.0)));
+    }
+
+    #[test]
+    fn a_guest_panic_is_one_until_another_kernel_runs() {
+        let panicked = |names: &[(&str, &str)]| Evidence::from_texts(&events(names), "", "").guest_panic();
+        let booted = OFF[1];
+        assert_eq!(panicked(&[booted]), None);
+        assert_eq!(panicked(&[booted, ("guest", "panic=panic")]), Some(None));
+        assert_eq!(panicked(&[booted, ("guest", "panic")]), Some(None));
+        assert_eq!(panicked(&[booted, ("guest", "panic=crash_loaded")]), None, "kdump takes over");
+        assert_eq!(panicked(&[booted, ("guest", "panic=panic"), ("vm", "rebooting"), ("vm", "rebooted")]), None);
+        let again = [("guest", "panic=panic"), ("vm", "rebooting"), ("vm", "rebooted"), ("guest", "panic=panic")];
+        assert_eq!(panicked(&again), Some(None));
+        let evidence = |names: &[(&str, &str)], line: Option<&str>| Evidence {
+            panic_line: line.map(str::to_owned),
+            ..Evidence::from_texts(&events(names), "", "")
+        };
+        let line = Some("Kernel panic - not syncing: x");
+        for (names, line) in
+            [(&again[..], None), (&again[..], line), (&OFF[..], line), (&[OFF[1], ("guest", "panic")][..], line)]
+        {
+            let exit = evidence(names, line).judge(Status::Code(0), Asked::Nothing);
+            assert_eq!(exit, Exit::GuestPanic { line: line.map(str::to_owned) }, "{names:?}");
+            assert_eq!(evidence(names, line).judge(Status::Code(0), Asked::End), Exit::Orderly);
+            assert_eq!(evidence(names, line).judge(Status::Signal(9), Asked::Nothing), Exit::Signal { signal: 9 });
+        }
+    }
+
+    #[test]
+    fn only_a_proven_want_of_memory_is_one() {
+        let judge = |status, asked, proven| Evidence::default().with_out_of_memory(proven).judge(status, asked);
+        assert_eq!(judge(Status::Signal(9), Asked::Nothing, true), Exit::OutOfMemory);
+        assert_eq!(judge(Status::Signal(9), Asked::End, true), Exit::OutOfMemory);
+        assert_eq!(judge(Status::Unseen, Asked::Nothing, true), Exit::OutOfMemory);
+        assert_eq!(judge(Status::Signal(9), Asked::Nothing, false), Exit::Signal { signal: 9 });
+        assert_eq!(judge(Status::Signal(9), Asked::Kill, true), Exit::Signal { signal: 9 });
+        assert_eq!(judge(Status::Signal(11), Asked::Nothing, true), Exit::Signal { signal: 11 });
     }
 
     #[test]

@@ -12,11 +12,15 @@ use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::cause::{Asked, Evidence, Status};
+use super::{exit_status, oom};
 use crate::hypervisor::launch::files::Files;
 use crate::hypervisor::{Error, Exit, ProcessIdentity};
+
+/// How long the news of an end may wait for the process's parent to reap it, so that the news has its status.
+const REAPED: Duration = Duration::from_millis(50);
 
 /// A watched process.
 #[derive(Debug)]
@@ -31,7 +35,7 @@ impl Process {
     /// Begins to watch: a task of the current runtime waits for the end, reaps the process if that is
     /// ours to do, and finds the cause while the files of this run are still in place.
     pub fn watch(identity: ProcessIdentity, pidfd: Arc<OwnedFd>, files: Files, socket: PathBuf) -> Result<Self, Error> {
-        let pid = identity.pid;
+        let (pid, who) = (identity.pid, identity.clone());
         let ready = register(Arc::clone(&pidfd), pid)?;
         let asked = Arc::new(AtomicU8::new(NOTHING));
         let (tell, exit) = watch::channel(None);
@@ -39,7 +43,13 @@ impl Process {
         tokio::spawn(async move {
             let status = end_of(&ready, pid).await;
             let asked = asked_of(question.load(Ordering::Relaxed));
-            let evidence = tokio::task::spawn_blocking(move || Evidence::read(&files, &socket)).await;
+            let evidence = tokio::task::spawn_blocking(move || {
+                // Whoever was killed by us was not killed by the kernel, and most ends are no kill at all.
+                let killed = status == Status::Signal(libc::SIGKILL) && asked != Asked::Kill;
+                let out_of_memory = killed && oom::killed(&who);
+                Evidence::read(&files, &socket).with_out_of_memory(out_of_memory)
+            });
+            let evidence = evidence.await;
             let exit = evidence.unwrap_or_default().judge(status, asked);
             tracing::debug!(pid, ?status, %exit, "VMM process ended");
             // Nobody listens when the VMM object is gone already.
@@ -127,7 +137,24 @@ async fn end_of(ready: &Watched, pid: i32) -> Status {
             (None, None) => Status::Unseen,
         },
         // ECHILD: started by an earlier life of the runner, or reaped already.
-        Ok(None) | Err(_) => Status::Unseen,
+        Ok(None) | Err(_) => told_to_others(ready, pid).await,
+    }
+}
+
+/// How a process ended that is somebody else's to reap. It is told as long as nobody has reaped it, and again as soon
+/// as somebody has (Linux 6.15); in between nothing is lost, only late.
+async fn told_to_others(ready: &Watched, pid: i32) -> Status {
+    let give_up = Instant::now() + REAPED;
+    loop {
+        let Ok(mut guard) = ready.readable().await else { return Status::Unseen };
+        let pidfd = ready.get_ref();
+        if let Some(status) = exit_status::of_reaped(pidfd).or_else(|| exit_status::of_zombie(pidfd, pid)) {
+            return status;
+        }
+        guard.clear_ready();
+        if timeout_at(give_up, ready.readable()).await.is_err() {
+            return Status::Unseen;
+        }
     }
 }
 

@@ -35,7 +35,8 @@ fn a_raw_sandbox() {
             {"id": "seed", "path": "/sandboxes/a/seed.img", "image_type": "Raw", "readonly": true}
         ],
         "net": [{"id": "net0", "tap": "tap0", "mac": "02:00:00:00:00:01", "num_queues": 2}],
-        "rng": {"src": "/dev/urandom"},
+        "pvpanic": true,
+            "rng": {"src": "/dev/urandom"},
         "serial": {"mode": "File", "file": "/sandboxes/a/serial.log"},
         "console": {"mode": "Off"}
     });

@@ -36,7 +36,8 @@ pub fn begin(faults: &Faults) -> Begin {
     }
     let failed = |text: &str| Begin::Over(1, format!("{NAME}: {text}\n"));
     match faults.at("identity") {
-        None => Begin::Run,
+        // The kernel panics at the boot only.
+        None | Some(Action::Panic) => Begin::Run,
         Some(Action::Delay(time)) => Begin::After(time),
         Some(Action::Hang) => Begin::Never,
         Some(Action::Exit(code)) => Begin::Over(code, String::new()),

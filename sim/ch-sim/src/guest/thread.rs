@@ -31,6 +31,8 @@ struct Guest {
     context: Arc<Context>,
     on_event: Box<dyn Fn(GuestEvent) + Send>,
     paused: bool,
+    /// Its kernel has panicked: nothing in it runs any more, until it is booted anew.
+    halted: bool,
     /// When the toolbox starts to listen; `None` when it listens or never will.
     ready_at: Option<Instant>,
     open: bool,
@@ -52,7 +54,7 @@ pub fn run(spec: Spec, inbox: Inbox) {
                 Err(TryRecvError::Empty) => break,
             }
         }
-        if !guest.paused {
+        if guest.runs() {
             guest.run_once();
         }
         guest.wait(&inbox);
@@ -87,6 +89,7 @@ impl Guest {
             context: spec.context,
             on_event: spec.on_event,
             paused: restored,
+            halted: false,
             ready_at: None,
             open: restored,
             crash_at: None,
@@ -110,6 +113,7 @@ impl Guest {
                 self.serial.line("ch-sim guest: toolbox does not start");
                 return;
             }
+            Some(Action::Panic) => return self.machine.signal_soon(GuestEvent::Panic),
             Some(Action::Crash(after)) => self.crash_at = Some(Instant::now() + after),
             _ => {}
         }
@@ -140,7 +144,7 @@ impl Guest {
     }
 
     fn power_button(&mut self) {
-        if self.context.faults.at("power-button") == Some(Action::Ignore) {
+        if self.halted || self.context.faults.at("power-button") == Some(Action::Ignore) {
             return;
         }
         let at = Instant::now() + POWER_OFF_DELAY;
@@ -158,6 +162,10 @@ impl Guest {
             stack.announce();
         }
         self.stack = Some(stack);
+    }
+
+    fn runs(&self) -> bool {
+        !self.paused && !self.halted
     }
 
     /// Does everything that is due now.
@@ -178,6 +186,7 @@ impl Guest {
         }
         if let Some(event) = self.machine.due_signal(now) {
             self.last_words(event);
+            self.halted = event == GuestEvent::Panic;
             (self.on_event)(event);
         }
     }
@@ -194,15 +203,15 @@ impl Guest {
 
     /// Sleeps until an order, a frame, a serial client or a time comes.
     fn wait(&mut self, inbox: &Inbox) {
-        let timeout = match self.paused {
-            true => PollTimeout::NONE,
-            false => timeout_until(self.next_time()),
+        let timeout = match self.runs() {
+            false => PollTimeout::NONE,
+            true => timeout_until(self.next_time()),
         };
         let wake = PollFd::new(inbox.wake.as_fd(), PollFlags::POLLIN);
         let mut fds = vec![wake];
         fds.extend(self.serial.listener().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         let serial_waits = fds.len() == 2;
-        if let Some(stack) = self.stack.as_ref().filter(|_| !self.paused) {
+        if let Some(stack) = self.stack.as_ref().filter(|_| self.runs()) {
             fds.push(PollFd::new(stack.fd(), PollFlags::POLLIN));
         }
         // An interrupted or failed poll only means another look.
