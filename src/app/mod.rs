@@ -23,7 +23,7 @@ use crate::config::Config;
 use crate::control_plane::{AwcControlPlane, Deadlines, ServiceHealth};
 use crate::disk::FileDisks;
 use crate::error::{Failure, chain};
-use crate::host::{HostMetrics, Identity, LinuxHost, default_domain};
+use crate::host::{HostMetrics, Identity, LinuxHost, ProcMemory, default_domain, volume};
 use crate::http::{Recovered, State, Token};
 use crate::hypervisor::CloudHypervisor;
 use crate::memory::FileMemory;
@@ -31,6 +31,7 @@ use crate::messages::jobs::StopPolling;
 use crate::messages::supervisor::{Drain, Recover};
 use crate::net::{LinuxNetwork, SlotPool};
 use crate::ports::Ports;
+use crate::pressure::Pressure;
 use crate::sandbox::Views;
 use crate::sandbox::admission::Defaults;
 use crate::snapshots::FileSnapshots;
@@ -150,7 +151,7 @@ fn ports(config: &Config, store: SledStore) -> Result<Ports, StartError> {
     })
 }
 
-fn plan(config: &Config, ports: Ports, host: &LinuxHost) -> Result<Plan, StartError> {
+fn plan(config: &Config, ports: Ports, host: &LinuxHost, pressure: &Pressure) -> Result<Plan, StartError> {
     let snapshot = host.snapshot()?;
     Ok(Plan {
         ports,
@@ -176,6 +177,9 @@ fn plan(config: &Config, ports: Ports, host: &LinuxHost) -> Result<Plan, StartEr
         max_starting: config.max_starting,
         host_cpus: snapshot.cpus,
         host_memory: snapshot.memory_bytes,
+        free_memory: Rc::new(ProcMemory::default()),
+        limits: config.limits,
+        pressure: pressure.clone(),
     })
 }
 
@@ -195,10 +199,17 @@ async fn start(config: &Config, deaths: &Deaths) -> Result<Running, StartError> 
     let host = LinuxHost::new()?;
     let (views, routes, seen, recovered) = (Views::default(), Routes::default(), Seen::default(), Recovered::default());
     let identity = identity(config);
+    let pressure = Pressure::default();
+    let volumes = vec![config.paths.sandboxes.clone(), config.paths.snapshots.clone()];
+    actix::spawn(volume::watch(volumes, volume::Gauge::new(config.min_free_disk), pressure.clone()));
 
     let proxy = ProxyActor::new(routes.clone(), deaths.clone()).start();
-    let supervisor =
-        SupervisorActor::start_with(plan(config, ports.clone(), &host)?, views.clone(), proxy, deaths.clone());
+    let supervisor = SupervisorActor::start_with(
+        plan(config, ports.clone(), &host, &pressure)?,
+        views.clone(),
+        proxy,
+        deaths.clone(),
+    );
     let forks = ForkActor::start_with(
         ports.clone(),
         supervisor.clone().recipient(),

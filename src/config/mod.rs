@@ -14,6 +14,7 @@ use crate::fork::plan::MemorySetting;
 use crate::ids::LinkName;
 use crate::net::addresses::Ipv4Net;
 use crate::sandbox::StopMode;
+use crate::sandbox::capacity::Limits;
 
 mod absent;
 mod check;
@@ -177,6 +178,10 @@ pub struct Config {
     pub fork_identity: IdentityPolicy,
     /// Sandboxes that may be created or started at the same time, at least 1.
     pub max_starting: usize,
+    /// How much may be promised to sandboxes.
+    pub limits: Limits,
+    /// Free bytes of a data volume below which work that needs space is refused; 0: never.
+    pub min_free_disk: u64,
     /// Logging.
     pub log: LogConfig,
     /// Accepted, but probably not what was meant; for one log line each.

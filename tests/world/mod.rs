@@ -21,6 +21,7 @@ use runner_ch::control_plane::{
 };
 use runner_ch::error::{ErrorCode, Failure};
 use runner_ch::fork::plan::MemorySetting;
+use runner_ch::host::FreeMemory;
 use runner_ch::hypervisor::snapshot::{Adaptation, SnapshotMemory};
 use runner_ch::hypervisor::{self, Exit, Hypervisor, Known, Launch, ProcessIdentity, Version, VmConfig, VmState, Vmm};
 use runner_ch::ids::{JobId, SandboxId};
@@ -29,7 +30,9 @@ use runner_ch::messages::fork::{Copies, Fork};
 use runner_ch::messages::supervisor::{Order, Recover};
 use runner_ch::net::{self, Namespace, Network, SlotPool};
 use runner_ch::ports::Ports;
+use runner_ch::pressure::Pressure;
 use runner_ch::sandbox::admission::Defaults;
+use runner_ch::sandbox::capacity::Limits;
 use runner_ch::sandbox::{Ask, StopMode, Views};
 use runner_ch::store::SledStore;
 use runner_ch::toolbox::{Renewal, Toolbox};
@@ -71,6 +74,10 @@ pub struct HostState {
     pub snapshots: HashMap<String, runner_ch::snapshots::Manifest>,
     pub booting: usize,
     pub most_booting: usize,
+    /// Limits of runners that are started from now on; none: no limits.
+    pub limits: Option<Limits>,
+    /// Available memory in bytes.
+    pub available: u64,
 }
 
 #[derive(Clone, Default)]
@@ -129,6 +136,12 @@ impl Host {
             }
             Some(Twist::Panics) => panic!("{name} panics, as ordered"),
         }
+    }
+}
+
+impl FreeMemory for Host {
+    fn available(&self) -> Result<u64, runner_ch::host::Error> {
+        Ok(self.0.borrow().available)
     }
 }
 
@@ -461,6 +474,7 @@ pub struct World {
     pub ports: Ports,
     pub supervisor: Addr<SupervisorActor>,
     pub forks: Addr<ForkActor>,
+    pub pressure: Pressure,
 }
 
 /// What outlives a runner: its host and its store.
@@ -497,6 +511,7 @@ impl World {
             store: Rc::new(SledStore::open(state).expect("the store opens")),
             control_plane: api.clone(),
         };
+        let pressure = Pressure::default();
         let settings = vm::Settings {
             sockets: "/nowhere".into(),
             kernel: "/nowhere/vmlinuz".into(),
@@ -518,6 +533,9 @@ impl World {
             max_starting: 2,
             host_cpus: 4,
             host_memory: 64 << 30,
+            free_memory: Rc::new(host.clone()),
+            limits: host.0.borrow().limits.unwrap_or(Limits::NONE),
+            pressure: pressure.clone(),
         };
         let (views, routes) = (Views::default(), Routes::default());
         let deaths = tokio::sync::mpsc::unbounded_channel().0;
@@ -530,7 +548,7 @@ impl World {
             deaths,
         );
         supervisor.send(Recover).await.expect("the supervisor lives").expect("the store is read");
-        Self { host, api, views, routes, ports, supervisor, forks }
+        Self { host, api, views, routes, ports, supervisor, forks, pressure }
     }
 
     pub fn create(&self, id: &str) -> impl Future<Output = Result<(), Failure>> + use<> {

@@ -12,15 +12,19 @@ use tracing::{error, info};
 use super::vm::{self, Settings, Tools, VmActor};
 use super::{Deaths, ProxyActor, ended};
 use crate::error::Failure;
+use crate::host::FreeMemory;
 use crate::ids::SandboxId;
 use crate::messages::supervisor::{ChildEnded, Describe, Drain, Order, Recover};
 use crate::net::SlotPool;
 use crate::ports::Ports;
+use crate::pressure::Pressure;
 use crate::sandbox::admission::{Defaults, Situation};
+use crate::sandbox::capacity::Limits;
 use crate::sandbox::{Record, View, Views};
 
 mod order;
 mod recover;
+mod room;
 mod trim;
 
 /// What the supervisor is built from.
@@ -40,6 +44,12 @@ pub struct Plan {
     pub host_cpus: u32,
     /// Memory of this host in bytes.
     pub host_memory: u64,
+    /// What of it can still be given.
+    pub free_memory: Rc<dyn FreeMemory>,
+    /// How much may be promised.
+    pub limits: Limits,
+    /// Whether the volumes have room.
+    pub pressure: Pressure,
 }
 
 enum Child {
@@ -58,8 +68,8 @@ enum Child {
 struct Core {
     tools: Tools,
     defaults: Defaults,
-    limit: u32,
     host: (u32, u64),
+    room: room::Room,
     children: RefCell<HashMap<SandboxId, Child>>,
     /// Told whenever a child is there again.
     rebuilt: Notify,
@@ -77,8 +87,6 @@ impl Core {
             draining: self.draining.get() && !order.by_job,
             recovering: self.recovering.get(),
             known: children.contains_key(&order.id),
-            slots: self.tools.slots.borrow().in_use(),
-            limit: self.limit,
         }
     }
 
@@ -128,12 +136,11 @@ impl SupervisorActor {
                 supervisor: Recipient::from(ctx.address()),
                 slots: Rc::new(RefCell::new(plan.slots)),
             };
-            let limit = tools.slots.borrow().capacity();
             let core = Core {
                 tools,
                 defaults: plan.defaults,
-                limit,
                 host: (plan.host_cpus, plan.host_memory),
+                room: room::Room::new(plan.free_memory, plan.limits, plan.pressure),
                 children: RefCell::default(),
                 rebuilt: Notify::new(),
                 incarnations: Cell::new(0),

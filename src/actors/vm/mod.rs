@@ -115,6 +115,8 @@ pub struct VmActor {
     source: Option<Source>,
     /// Who waits for the captures that were asked for.
     tickets: HashMap<Caller, Ticket>,
+    /// Why the next stop does not keep the memory.
+    note: Option<String>,
     /// What the resizes that were asked for shall change.
     resizes: HashMap<Caller, Resize>,
     /// The layers of its disk are being merged.
@@ -185,6 +187,7 @@ impl VmActor {
             blueprint: None,
             source: None,
             tickets: HashMap::new(),
+            note: None,
             resizes: HashMap::new(),
             merging: false,
             merged: None,
@@ -330,6 +333,10 @@ impl VmActor {
     /// A new operation builds from the newest request: what this actor made before may be gone.
     fn begin(&mut self) {
         let Some((op, _)) = self.machine.work() else { return };
+        match (op, self.note.take()) {
+            (Op::Stop(_), Some(note)) => self.record.begin.note = Some(note),
+            (op, note) => self.note = note.filter(|_| !op.builds()),
+        }
         if op.builds() && !matches!(op, Op::Rescue { .. }) {
             self.timings.clear();
             self.record.error = None;
@@ -470,6 +477,7 @@ impl Handler<Command> for VmActor {
         self.blueprint = extras.blueprint.or(self.blueprint.take());
         self.tickets.extend(extras.ticket.map(|ticket| (caller, ticket)));
         self.resizes.extend(extras.resize.map(|resize| (caller, resize)));
+        self.note = extras.note.or(self.note.take());
         if let Some(token) = extras.auth_token {
             self.record.spec.auth_token = Some(token);
             if self.machine.rest() == Some(Rest::Started)
