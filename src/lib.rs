@@ -6,6 +6,7 @@
 //! | [`config`], [`telemetry`], [`host`] | settings, logs, the machine |
 //! | [`sandbox`], [`jobs`] | decisions: state machine, recovery, admission, job journal; no I/O |
 //! | [`actors`], [`messages`] | who owns what, and the vocabulary between them |
+//! | [`blocking`] | shares of the blocking threads |
 //! | [`ports`] | the traits behind which all effects happen |
 //! | [`pressure`] | whether a volume is about to be full |
 //! | [`fork`] | decisions of a live fork: which recipe, what the capture is; no I/O |
@@ -18,6 +19,7 @@
 pub mod actors;
 pub mod app;
 pub mod backoff;
+pub mod blocking;
 pub mod config;
 pub mod control_plane;
 pub mod disk;

@@ -39,7 +39,7 @@ impl Process {
         tokio::spawn(async move {
             let status = end_of(&ready, pid).await;
             let asked = asked_of(question.load(Ordering::Relaxed));
-            let evidence = tokio::task::spawn_blocking(move || Evidence::read(&files, &socket)).await;
+            let evidence = crate::blocking::HOST.run(move || Evidence::read(&files, &socket)).await;
             let exit = evidence.unwrap_or_default().judge(status, asked);
             tracing::debug!(pid, ?status, %exit, "VMM process ended");
             // Nobody listens when the VMM object is gone already.
