@@ -14,8 +14,8 @@ use tracing::{info, warn};
 
 use super::ProxyActor;
 use crate::error::{ErrorCode, Failure};
+use crate::fork::Ticket;
 use crate::fork::plan::MemorySetting;
-use crate::fork::{Facts, Plan, Ticket, choose};
 use crate::hypervisor::{Exit, Vmm};
 use crate::messages::supervisor::ChildEnded;
 use crate::messages::vm::{Blueprint, Command, GetRecord, Reply, Resize, Source};
@@ -27,6 +27,7 @@ use crate::sandbox::{Action, Ask, Caller, Event, Machine, Make, Op, Phase, Recor
 
 pub mod adopt;
 mod copy;
+mod deadline;
 mod keep;
 mod merge;
 mod perform;
@@ -212,7 +213,7 @@ impl VmActor {
                 action => self.queue.push_back(action),
             }
         }
-        if self.machine.work().is_none_or(|(op, _)| !op.builds()) {
+        if self.machine.work().is_none_or(|(op, _)| !op.holds_place()) {
             self.permit = None;
         }
         self.pump(ctx);
@@ -349,13 +350,6 @@ impl VmActor {
             self.record = Record { run: self.record.run, origin, begin, ..Record::new(spec, size, unix_millis()) };
             self.source = source;
         }
-    }
-
-    /// How this sandbox would be captured now; none without a VMM.
-    fn capture_plan(&self) -> Option<Plan> {
-        let (known, disks) = (self.record.vmm.as_ref()?, self.record.disks.as_ref()?);
-        let layout = self.record.memory_layout();
-        Some(choose(Facts { version: &known.version, layout: &layout, format: disks.root.format }))
     }
 
     /// Nothing has happened before the gate, and the process is found by its socket if the runner
