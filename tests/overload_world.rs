@@ -164,3 +164,151 @@ fn what_runs_when_the_runner_comes_back_counts() {
         world.create("more").await.unwrap();
     });
 }
+
+#[test]
+fn more_requests_than_may_wait_are_refused_at_once() {
+    let machine = Machine::new();
+    machine.host.0.borrow_mut().max_queued = Some(8);
+    machine.life(async |world: World| {
+        world.host.twist("boot", Twist::Hangs, 2);
+        let waiting: Vec<_> = (0..8).map(|n| actix::spawn(world.create(&format!("box-{n}")))).collect();
+        world.until("both places are taken", || world.host.count("boot") == 2).await;
+        let began = tokio::time::Instant::now();
+        let failure = world.create("more").await.unwrap_err();
+        assert_eq!((failure.code, began.elapsed()), (ErrorCode::Busy, Duration::ZERO));
+        assert!(failure.message.contains("8 requests are under way"), "{failure}");
+        assert!(failure.message.contains("RUNNER_MAX_QUEUED"), "{failure}");
+        // What frees the host is let in: the two that hang are destroyed, and the rest goes on.
+        let hanging: Vec<_> =
+            (0..8).map(|n| format!("box-{n}")).filter(|id| world.host.0.borrow().vmms.contains_key(id)).collect();
+        assert_eq!(hanging.len(), 2);
+        for id in &hanging {
+            world.ask(id, Ask::Destroy).await.expect("a destroy is let in");
+        }
+        let created = join_all(waiting).await.into_iter().map(Result::unwrap);
+        assert_eq!(created.filter(Result::is_ok).count(), 6);
+        world.create("more").await.expect("and there is room again");
+        assert!(world.work.underway().is_empty());
+    });
+}
+
+/// Sandboxes that start again and again stand in line like everybody else.
+#[test]
+fn the_gate_is_fair() {
+    Machine::new().life(async |world: World| {
+        for id in ["loop-0", "loop-1", "loop-2", "loop-3"] {
+            world.create(id).await.unwrap();
+        }
+        world.host.0.borrow_mut().most_booting = 0;
+        let world = std::rc::Rc::new(world);
+        let rounds = std::rc::Rc::new(std::cell::Cell::new(0));
+        let loops: Vec<_> = (0..4)
+            .map(|n| {
+                let (world, rounds) = (world.clone(), rounds.clone());
+                actix::spawn(async move {
+                    loop {
+                        world.ask(&format!("loop-{n}"), Ask::Stop(StopMode::Kill)).await.unwrap();
+                        world.ask(&format!("loop-{n}"), Ask::Start).await.unwrap();
+                        rounds.set(rounds.get() + 1);
+                    }
+                })
+            })
+            .collect();
+        world.until("they turn", || rounds.get() > 20).await;
+        for n in 0..5 {
+            let before = rounds.get();
+            world.create(&format!("new-{n}")).await.unwrap();
+            let passed = rounds.get() - before;
+            // Those who stood in line before it, and those who had a place: nobody starts twice before it does.
+            assert!(passed <= 8, "{passed} starts went before a new sandbox");
+        }
+        assert_eq!(world.host.0.borrow().most_booting, 2, "two places, and never more");
+        loops.iter().for_each(tokio::task::JoinHandle::abort);
+    });
+}
+
+/// A source whose VMM is exchanged for a copy starts a VMM, too; and copies wait for it without holding a place.
+#[test]
+fn copies_and_their_sources_share_the_places_without_deadlock() {
+    Machine::new().life(async |world: World| {
+        world.create("source").await.unwrap();
+        let copies: Vec<String> = (0..12).map(|n| format!("copy-{n}")).collect();
+        let names: Vec<&str> = copies.iter().map(String::as_str).collect();
+        let fork = actix::spawn(world.fork("source", &names));
+        let creates = join_all((0..6).map(|n| world.create(&format!("box-{n}"))));
+        for created in creates.await {
+            created.unwrap();
+        }
+        for (id, made) in fork.await.unwrap().unwrap() {
+            made.unwrap_or_else(|failure| panic!("{id}: {failure}"));
+        }
+        assert!(world.host.runs("source"));
+        assert!(world.host.0.borrow().most_booting <= 2);
+        assert!(world.host.0.borrow().most_restoring <= 2, "{}", world.host.0.borrow().most_restoring);
+        world.host.assert_no_captures();
+    });
+}
+
+/// Whatever of a capture hangs, the source runs on in bounded time, and nobody waits for ever.
+#[test]
+fn a_source_that_hangs_while_it_is_copied_is_let_go() {
+    for raw in [false, true] {
+        for effect in ["pause", "snapshot", "freeze", "take", "flush", "prepare"] {
+            let machine = Machine::new();
+            machine.host.0.borrow_mut().raw = raw;
+            machine.life(async |world: World| {
+                world.create("source").await.unwrap();
+                let before = world.host.count(effect);
+                world.host.twist(effect, Twist::Hangs, 1);
+                let began = tokio::time::Instant::now();
+                let copies = world.fork("source", &["copy"]).await;
+                if world.host.count(effect) == before {
+                    return; // Not part of this recipe.
+                }
+                let copies = copies.unwrap();
+                assert!(copies[0].1.is_err(), "{effect}: {copies:?}");
+                assert!(began.elapsed() <= Duration::from_secs(16 * 60), "{effect}: {:?}", began.elapsed());
+                assert!(world.host.runs("source"), "{effect} hangs: the source runs on");
+                assert_eq!(world.state("source").as_deref(), Some("started"), "{effect}");
+                world.until("nothing is left of the copy", || world.state("copy").is_none()).await;
+                let copies = world.fork("source", &["again"]).await.unwrap();
+                copies[0].1.as_ref().unwrap_or_else(|failure| panic!("after {effect}: {failure}"));
+                world.ask("source", Ask::Destroy).await.unwrap();
+                world.ask("again", Ask::Destroy).await.unwrap();
+                world.host.assert_nothing_left();
+            });
+        }
+    }
+}
+
+#[test]
+fn a_pause_that_hangs_lets_the_sandbox_run_on() {
+    Machine::new().life(async |world: World| {
+        world.create("box").await.unwrap();
+        world.host.twist("pause", Twist::Hangs, 1);
+        let failure = world.ask("box", Ask::Pause).await.unwrap_err();
+        assert_eq!(failure.code, ErrorCode::Timeout);
+        assert!(world.host.runs("box"));
+        assert_eq!(world.state("box").as_deref(), Some("started"));
+        world.ask("box", Ask::Pause).await.expect("and the next one works");
+        assert!(!world.host.runs("box"));
+    });
+}
+
+/// A stage that hangs ends, gives its place at the gate back, and leaves nothing.
+#[test]
+fn a_start_that_hangs_anywhere_ends_and_gives_its_place_back() {
+    for effect in ["disk", "network", "launch", "create"] {
+        Machine::new().life(async |world: World| {
+            world.host.twist(effect, Twist::Hangs, 2);
+            let hanging: Vec<_> = (0..2).map(|n| actix::spawn(world.create(&format!("box-{n}")))).collect();
+            world.until("both hang", || world.host.count(effect) == 2).await;
+            world.create("other").await.unwrap_or_else(|failure| panic!("{effect}: {failure}"));
+            for created in join_all(hanging).await {
+                assert_eq!(created.unwrap().unwrap_err().code, ErrorCode::Timeout, "{effect}");
+            }
+            world.ask("other", Ask::Destroy).await.unwrap();
+            world.host.assert_nothing_left();
+        });
+    }
+}

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 use actix::{Actor, Addr};
 use actix_web::dev::ServerHandle;
@@ -17,7 +18,7 @@ use crate::actors::reporter::{self, Seen};
 use crate::actors::supervisor::Plan;
 use crate::actors::vm::Settings;
 use crate::actors::{
-    Deaths, ForkActor, JobPollerActor, ProxyActor, ReporterActor, Routes, SupervisorActor, job_poller,
+    Deaths, ForkActor, JobPollerActor, ProxyActor, ReporterActor, Routes, SupervisorActor, Work, job_poller,
 };
 use crate::config::Config;
 use crate::control_plane::{AwcControlPlane, Deadlines, ServiceHealth};
@@ -42,6 +43,9 @@ mod server;
 
 /// Name of our nftables table, on the host and in the sandboxes' namespaces.
 pub const NFT_TABLE: &str = "runner_ch";
+
+/// Longest time for the last flush of the store.
+const FLUSH_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Version as the API and `GET /` show it.
 pub fn version() -> String {
@@ -151,7 +155,7 @@ fn ports(config: &Config, store: SledStore) -> Result<Ports, StartError> {
     })
 }
 
-fn plan(config: &Config, ports: Ports, host: &LinuxHost, pressure: &Pressure) -> Result<Plan, StartError> {
+fn plan(config: &Config, ports: Ports, host: &LinuxHost, pressure: &Pressure, work: &Work) -> Result<Plan, StartError> {
     let snapshot = host.snapshot()?;
     Ok(Plan {
         ports,
@@ -180,6 +184,7 @@ fn plan(config: &Config, ports: Ports, host: &LinuxHost, pressure: &Pressure) ->
         free_memory: Rc::new(ProcMemory::default()),
         limits: config.limits,
         pressure: pressure.clone(),
+        work: work.clone(),
     })
 }
 
@@ -199,13 +204,14 @@ async fn start(config: &Config, deaths: &Deaths) -> Result<Running, StartError> 
     let host = LinuxHost::new()?;
     let (views, routes, seen, recovered) = (Views::default(), Routes::default(), Seen::default(), Recovered::default());
     let identity = identity(config);
+    let work = Work::new(config.max_queued);
     let pressure = Pressure::default();
     let volumes = vec![config.paths.sandboxes.clone(), config.paths.snapshots.clone()];
     actix::spawn(volume::watch(volumes, volume::Gauge::new(config.min_free_disk), pressure.clone()));
 
     let proxy = ProxyActor::new(routes.clone(), deaths.clone()).start();
     let supervisor = SupervisorActor::start_with(
-        plan(config, ports.clone(), &host, &pressure)?,
+        plan(config, ports.clone(), &host, &pressure, &work)?,
         views.clone(),
         proxy,
         deaths.clone(),
@@ -214,6 +220,7 @@ async fn start(config: &Config, deaths: &Deaths) -> Result<Running, StartError> 
         ports.clone(),
         supervisor.clone().recipient(),
         supervisor.clone().recipient(),
+        work.clone(),
         deaths.clone(),
     );
     let state = State {
@@ -226,6 +233,7 @@ async fn start(config: &Config, deaths: &Deaths) -> Result<Running, StartError> 
         identity: identity.clone(),
         sandboxes: config.paths.sandboxes.clone(),
         ch_binary: on_path(&config.ch_binary),
+        work: work.clone(),
         recovered: recovered.clone(),
     };
     // An actor that is dropped before its first poll starts in its drop, where no timer can be made.
@@ -250,6 +258,7 @@ async fn start(config: &Config, deaths: &Deaths) -> Result<Running, StartError> 
             heartbeat: job_poller::HEARTBEAT,
         },
         loaded.jobs,
+        work,
         deaths.clone(),
     );
     let settings = reporter::Settings {
@@ -281,8 +290,10 @@ async fn drain(running: Running, config: &Config) {
         );
     }
     server.stop(true).await;
-    if let Err(error) = ports.store.flush().await {
-        error!(error = %chain(&error), "the store could not be flushed");
+    match timeout(FLUSH_DEADLINE, ports.store.flush()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => error!(error = %chain(&error), "the store could not be flushed"),
+        Err(_) => error!("the store could not be flushed in time; look for a hanging disk (dmesg)"),
     }
     info!("drained; sandboxes keep running");
 }

@@ -61,6 +61,7 @@ fn config(r: &mut Reader) -> Option<Config> {
     let stop_mode = r.parse("RUNNER_STOP_MODE", stop_mode);
     let fork_identity = r.parse("RUNNER_FORK_IDENTITY", fork_identity);
     let max_starting = r.parse("RUNNER_MAX_STARTING", max_starting);
+    let max_queued = r.parse("RUNNER_MAX_QUEUED", |text| number32(text, 1, 65_536, " requests"));
     let limits = limits(r);
     let min_free_disk = r.parse("RUNNER_MIN_FREE_DISK_MB", mebibytes);
     Some(Config {
@@ -81,6 +82,7 @@ fn config(r: &mut Reader) -> Option<Config> {
         stop_mode: stop_mode?,
         fork_identity: fork_identity?,
         max_starting: max_starting?,
+        max_queued: usize::try_from(max_queued?).ok()?,
         limits: limits?,
         min_free_disk: min_free_disk?,
         log: log?,

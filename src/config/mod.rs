@@ -178,6 +178,8 @@ pub struct Config {
     pub fork_identity: IdentityPolicy,
     /// Sandboxes that may be created or started at the same time, at least 1.
     pub max_starting: usize,
+    /// Requests, and jobs, that may be under way at the same time, at least 1.
+    pub max_queued: usize,
     /// How much may be promised to sandboxes.
     pub limits: Limits,
     /// Free bytes of a data volume below which work that needs space is refused; 0: never.

@@ -150,12 +150,13 @@ fn special_values() {
         ("LOG_FORMAT", "json"),
         ("RUNNER_MEMORY_OVERCOMMIT", "1.5"),
         ("RUNNER_CPU_OVERCOMMIT", "0"),
+        ("RUNNER_MAX_QUEUED", "7"),
         ("RUNNER_MIN_FREE_MEMORY_MB", "0"),
         ("RUNNER_MIN_FREE_DISK_MB", "64"),
     ])
     .unwrap();
     assert_eq!(config.limits, Limits { memory_percent: 150, vcpus_per_cpu: 0, min_free_memory: 0 });
-    assert_eq!(config.min_free_disk, 64 << 20);
+    assert_eq!((config.min_free_disk, config.max_queued), (64 << 20, 7));
     assert_eq!((config.daemon_start_timeout, config.paths.initramfs, config.http.port), (None, None, 3006));
     assert_eq!((config.api.poll_timeout, config.max_starting), (Duration::from_secs(60), 3));
     assert!(config.network.deny.is_empty() && config.stop_timeout.is_zero());

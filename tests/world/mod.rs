@@ -15,7 +15,7 @@ use actix::{Actor, Addr};
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use runner_ch::actors::supervisor::Plan;
-use runner_ch::actors::{ForkActor, ProxyActor, Routes, SupervisorActor, vm};
+use runner_ch::actors::{ForkActor, ProxyActor, Routes, SupervisorActor, Work, vm};
 use runner_ch::control_plane::{
     self, ControlPlane, Healthcheck, Job, JobPage, JobReport, Jobs, RemoteSandbox, StateUpdate,
 };
@@ -74,8 +74,12 @@ pub struct HostState {
     pub snapshots: HashMap<String, runner_ch::snapshots::Manifest>,
     pub booting: usize,
     pub most_booting: usize,
+    pub restoring: usize,
+    pub most_restoring: usize,
     /// Limits of runners that are started from now on; none: no limits.
     pub limits: Option<Limits>,
+    /// Requests that may be under way; none: many.
+    pub max_queued: Option<usize>,
     /// Available memory in bytes.
     pub available: u64,
 }
@@ -244,7 +248,18 @@ impl Vmm for FakeVmm {
     }
 
     fn restore<'a>(&'a self, _: &'a Path) -> LocalBoxFuture<'a, Result<(), hypervisor::Error>> {
-        async { self.host.effect("restore").await.map_err(|()| refused("restore")) }.boxed_local()
+        async {
+            {
+                let mut host = self.host.0.borrow_mut();
+                host.restoring += 1;
+                host.most_restoring = host.most_restoring.max(host.restoring);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            let restored = self.host.effect("restore").await.map_err(|()| refused("restore"));
+            self.host.0.borrow_mut().restoring -= 1;
+            restored
+        }
+        .boxed_local()
     }
 
     fn unload(&self) -> LocalBoxFuture<'_, Result<(), hypervisor::Error>> {
@@ -475,6 +490,7 @@ pub struct World {
     pub supervisor: Addr<SupervisorActor>,
     pub forks: Addr<ForkActor>,
     pub pressure: Pressure,
+    pub work: Work,
 }
 
 /// What outlives a runner: its host and its store.
@@ -512,6 +528,7 @@ impl World {
             control_plane: api.clone(),
         };
         let pressure = Pressure::default();
+        let work = Work::new(host.0.borrow().max_queued.unwrap_or(1024));
         let settings = vm::Settings {
             sockets: "/nowhere".into(),
             kernel: "/nowhere/vmlinuz".into(),
@@ -536,6 +553,7 @@ impl World {
             free_memory: Rc::new(host.clone()),
             limits: host.0.borrow().limits.unwrap_or(Limits::NONE),
             pressure: pressure.clone(),
+            work: work.clone(),
         };
         let (views, routes) = (Views::default(), Routes::default());
         let deaths = tokio::sync::mpsc::unbounded_channel().0;
@@ -545,10 +563,11 @@ impl World {
             ports.clone(),
             supervisor.clone().recipient(),
             supervisor.clone().recipient(),
+            work.clone(),
             deaths,
         );
         supervisor.send(Recover).await.expect("the supervisor lives").expect("the store is read");
-        Self { host, api, views, routes, ports, supervisor, forks, pressure }
+        Self { host, api, views, routes, ports, supervisor, forks, pressure, work }
     }
 
     pub fn create(&self, id: &str) -> impl Future<Output = Result<(), Failure>> + use<> {

@@ -10,7 +10,8 @@ use tokio::sync::{Notify, Semaphore};
 use tracing::{error, info};
 
 use super::vm::{self, Settings, Tools, VmActor};
-use super::{Deaths, ProxyActor, ended};
+use super::work::{Rank, Underway};
+use super::{Deaths, ProxyActor, Work, ended};
 use crate::error::Failure;
 use crate::host::FreeMemory;
 use crate::ids::SandboxId;
@@ -20,7 +21,7 @@ use crate::ports::Ports;
 use crate::pressure::Pressure;
 use crate::sandbox::admission::{Defaults, Situation};
 use crate::sandbox::capacity::Limits;
-use crate::sandbox::{Record, View, Views};
+use crate::sandbox::{Ask, Record, View, Views};
 
 mod order;
 mod recover;
@@ -50,6 +51,8 @@ pub struct Plan {
     pub limits: Limits,
     /// Whether the volumes have room.
     pub pressure: Pressure,
+    /// What is under way.
+    pub work: Work,
 }
 
 enum Child {
@@ -70,6 +73,7 @@ struct Core {
     defaults: Defaults,
     host: (u32, u64),
     room: room::Room,
+    work: Work,
     children: RefCell<HashMap<SandboxId, Child>>,
     /// Told whenever a child is there again.
     rebuilt: Notify,
@@ -88,6 +92,17 @@ impl Core {
             recovering: self.recovering.get(),
             known: children.contains_key(&order.id),
         }
+    }
+
+    /// Counts an order as under way, if not too many are.
+    fn begin(&self, order: &Order) -> Result<Underway, Failure> {
+        let rank = match order.ask {
+            _ if order.by_job => Rank::LetIn,
+            Ask::Capture => Rank::LetIn,
+            ask if ask.tears_down() => Rank::TearDown,
+            _ => Rank::Usual,
+        };
+        self.work.begin(order.ask.verb(), order.id.as_str(), rank)
     }
 
     fn next_incarnation(&self) -> u64 {
@@ -141,6 +156,7 @@ impl SupervisorActor {
                 defaults: plan.defaults,
                 host: (plan.host_cpus, plan.host_memory),
                 room: room::Room::new(plan.free_memory, plan.limits, plan.pressure),
+                work: plan.work,
                 children: RefCell::default(),
                 rebuilt: Notify::new(),
                 incarnations: Cell::new(0),
@@ -179,7 +195,11 @@ impl Handler<Order> for SupervisorActor {
     type Result = ResponseFuture<Result<Option<Arc<View>>, Failure>>;
 
     fn handle(&mut self, order: Order, _: &mut Self::Context) -> Self::Result {
-        Box::pin(order::carry_out(self.core.clone(), order))
+        let (core, begun) = (self.core.clone(), self.core.begin(&order));
+        Box::pin(async move {
+            let _underway = begun.map_err(|failure| order::named(failure, &order))?;
+            order::carry_out(core, order).await
+        })
     }
 }
 

@@ -76,7 +76,7 @@ pub(super) async fn carry_out(core: Rc<Core>, order: Order) -> Result<Option<Arc
     })
 }
 
-fn named(failure: Failure, order: &Order) -> Failure {
+pub(super) fn named(failure: Failure, order: &Order) -> Failure {
     failure.during(&format!("cannot {} sandbox {}", order.ask.verb(), order.id))
 }
 
