@@ -74,6 +74,7 @@ env -i PATH="$PATH" SERVER_URL=http://127.0.0.1:3000/api API_TOKEN="$token" RUNN
     CH_SOCKETS_PATH="$work/sock" CH_SANDBOXES_PATH="$work/boxes" CH_SNAPSHOTS_PATH="$work/snapshots" \
     CH_KERNEL_PATH="$work/vmlinux" CH_INITRAMFS_PATH="" \
     CH_BASE_IMAGE_PATH="$work/snapshots/ubuntu-base.1/disk.raw" RUNNER_STATE_PATH="$work/state" \
+    RUNNER_MIN_FREE_MEMORY_MB=0 RUNNER_MIN_FREE_DISK_MB=0 \
     "$bin/runner-ch" >"$work/runner.log" 2>&1 &
 runner_pid=$!
 for _ in $(seq 1 500); do

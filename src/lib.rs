@@ -6,7 +6,9 @@
 //! | [`config`], [`telemetry`], [`host`] | settings, logs, the machine |
 //! | [`sandbox`], [`jobs`] | decisions: state machine, recovery, admission, job journal; no I/O |
 //! | [`actors`], [`messages`] | who owns what, and the vocabulary between them |
+//! | [`blocking`] | shares of the blocking threads |
 //! | [`ports`] | the traits behind which all effects happen |
+//! | [`pressure`] | whether a volume is about to be full |
 //! | [`fork`] | decisions of a live fork: which recipe, what the capture is; no I/O |
 //! | [`forks`] | what a fork(2) must not copy |
 //! | [`crash`] | places where tests let the runner die; in debug builds only |
@@ -18,6 +20,7 @@
 pub mod actors;
 pub mod app;
 pub mod backoff;
+pub mod blocking;
 pub mod config;
 pub mod control_plane;
 pub mod crash;
@@ -34,6 +37,7 @@ pub mod memory;
 pub mod messages;
 pub mod net;
 pub mod ports;
+pub mod pressure;
 pub mod sandbox;
 pub mod snapshots;
 pub mod store;

@@ -144,6 +144,7 @@ fn a_long_job_says_that_it_is_alive_and_each_time_something_new() {
             world.forks.clone(),
             settings,
             Vec::new(),
+            world.work.clone(),
             tokio::sync::mpsc::unbounded_channel().0,
         );
         world.api.hand_out(serde_json::json!({

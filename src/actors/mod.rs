@@ -15,6 +15,7 @@ pub mod proxy;
 pub mod reporter;
 pub mod supervisor;
 pub mod vm;
+pub mod work;
 
 /// Tells the runner that one of its single actors has ended. Their state is not rebuilt one by one: the
 /// process ends, the service manager starts it again, and VMs outlive that.
@@ -31,3 +32,4 @@ pub use proxy::{ProxyActor, Routes};
 pub use reporter::ReporterActor;
 pub use supervisor::SupervisorActor;
 pub use vm::VmActor;
+pub use work::Work;

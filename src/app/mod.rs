@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 use actix::{Actor, Addr};
 use actix_web::dev::ServerHandle;
@@ -17,14 +18,14 @@ use crate::actors::reporter::{self, Seen};
 use crate::actors::supervisor::Plan;
 use crate::actors::vm::Settings;
 use crate::actors::{
-    Deaths, ForkActor, JobPollerActor, ProxyActor, ReporterActor, Routes, SupervisorActor, job_poller,
+    Deaths, ForkActor, JobPollerActor, ProxyActor, ReporterActor, Routes, SupervisorActor, Work, job_poller,
 };
 use crate::config::Config;
 use crate::control_plane::{AwcControlPlane, Deadlines, ServiceHealth};
 use crate::crash;
 use crate::disk::FileDisks;
 use crate::error::{Failure, chain};
-use crate::host::{HostMetrics, Identity, LinuxHost, default_domain};
+use crate::host::{HostMetrics, Identity, LinuxHost, ProcMemory, default_domain, volume};
 use crate::http::{Recovered, State, Token};
 use crate::hypervisor::CloudHypervisor;
 use crate::memory::FileMemory;
@@ -32,6 +33,7 @@ use crate::messages::jobs::StopPolling;
 use crate::messages::supervisor::{Drain, Recover};
 use crate::net::{LinuxNetwork, SlotPool};
 use crate::ports::Ports;
+use crate::pressure::Pressure;
 use crate::sandbox::Views;
 use crate::sandbox::admission::Defaults;
 use crate::snapshots::FileSnapshots;
@@ -42,6 +44,9 @@ mod server;
 
 /// Name of our nftables table, on the host and in the sandboxes' namespaces.
 pub const NFT_TABLE: &str = "runner_ch";
+
+/// Longest time for the last flush of the store.
+const FLUSH_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Version as the API and `GET /` show it.
 pub fn version() -> String {
@@ -151,7 +156,7 @@ fn ports(config: &Config, store: SledStore) -> Result<Ports, StartError> {
     }))
 }
 
-fn plan(config: &Config, ports: Ports, host: &LinuxHost) -> Result<Plan, StartError> {
+fn plan(config: &Config, ports: Ports, host: &LinuxHost, pressure: &Pressure, work: &Work) -> Result<Plan, StartError> {
     let snapshot = host.snapshot()?;
     Ok(Plan {
         ports,
@@ -178,6 +183,10 @@ fn plan(config: &Config, ports: Ports, host: &LinuxHost) -> Result<Plan, StartEr
         max_starting: config.max_starting,
         host_cpus: snapshot.cpus,
         host_memory: snapshot.memory_bytes,
+        free_memory: Rc::new(ProcMemory::default()),
+        limits: config.limits,
+        pressure: pressure.clone(),
+        work: work.clone(),
     })
 }
 
@@ -197,14 +206,23 @@ async fn start(config: &Config, deaths: &Deaths) -> Result<Running, StartError> 
     let host = LinuxHost::new()?;
     let (views, routes, seen, recovered) = (Views::default(), Routes::default(), Seen::default(), Recovered::default());
     let identity = identity(config);
+    let work = Work::new(config.max_queued);
+    let pressure = Pressure::default();
+    let volumes = vec![config.paths.sandboxes.clone(), config.paths.snapshots.clone()];
+    actix::spawn(volume::watch(volumes, volume::Gauge::new(config.min_free_disk), pressure.clone()));
 
     let proxy = ProxyActor::new(routes.clone(), deaths.clone()).start();
-    let supervisor =
-        SupervisorActor::start_with(plan(config, ports.clone(), &host)?, views.clone(), proxy, deaths.clone());
+    let supervisor = SupervisorActor::start_with(
+        plan(config, ports.clone(), &host, &pressure, &work)?,
+        views.clone(),
+        proxy,
+        deaths.clone(),
+    );
     let forks = ForkActor::start_with(
         ports.clone(),
         supervisor.clone().recipient(),
         supervisor.clone().recipient(),
+        work.clone(),
         deaths.clone(),
     );
     let state = State {
@@ -217,6 +235,7 @@ async fn start(config: &Config, deaths: &Deaths) -> Result<Running, StartError> 
         identity: identity.clone(),
         sandboxes: config.paths.sandboxes.clone(),
         ch_binary: on_path(&config.ch_binary),
+        work: work.clone(),
         recovered: recovered.clone(),
     };
     // An actor that is dropped before its first poll starts in its drop, where no timer can be made.
@@ -241,6 +260,7 @@ async fn start(config: &Config, deaths: &Deaths) -> Result<Running, StartError> 
             heartbeat: job_poller::HEARTBEAT,
         },
         loaded.jobs,
+        work,
         deaths.clone(),
     );
     let settings = reporter::Settings {
@@ -272,8 +292,10 @@ async fn drain(running: Running, config: &Config) {
         );
     }
     server.stop(true).await;
-    if let Err(error) = ports.store.flush().await {
-        error!(error = %chain(&error), "the store could not be flushed");
+    match timeout(FLUSH_DEADLINE, ports.store.flush()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => error!(error = %chain(&error), "the store could not be flushed"),
+        Err(_) => error!("the store could not be flushed in time; look for a hanging disk (dmesg)"),
     }
     info!("drained; sandboxes keep running");
 }

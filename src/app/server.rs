@@ -16,6 +16,12 @@ use crate::http::{State, configure};
 /// As in the original (PROTOCOL.md 6): header read 10 s, idle 70 s, no limit on bodies or answers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_secs(70);
+/// Connections of one worker; more wait in the backlog until one ends. Streams into guests count.
+const CONNECTIONS: usize = 4096;
+/// Connections that the kernel completes before somebody takes them.
+const BACKLOG: u32 = 1024;
+/// Threads that serve HTTP: one per CPU, within these.
+const WORKERS: (usize, usize) = (2, 16);
 /// Open streams get this long when the runner ends.
 const SHUTDOWN_SECONDS: u64 = 5;
 
@@ -24,6 +30,9 @@ pub(super) fn start(http: &Http, state: State) -> Result<ServerHandle, Failure> 
     let server = HttpServer::new(move || App::new().configure(configure(state.clone())))
         // The runner has its own: SIGINT would be a forced stop here.
         .disable_signals()
+        .workers(std::thread::available_parallelism().map_or(WORKERS.0, usize::from).clamp(WORKERS.0, WORKERS.1))
+        .max_connections(CONNECTIONS)
+        .backlog(BACKLOG)
         .client_request_timeout(HEADER_TIMEOUT)
         .keep_alive(IDLE)
         .shutdown_timeout(SHUTDOWN_SECONDS);

@@ -12,6 +12,7 @@ use super::{Api, Config, Defaults, Http, LogConfig, LogFormat, Network, Paths, S
 use crate::actors::vm::IdentityPolicy;
 use crate::disk::StrategySetting;
 use crate::fork::plan::MemorySetting;
+use crate::sandbox::capacity::Limits;
 use crate::sandbox::{StopMode, restart};
 use crate::telemetry;
 
@@ -61,6 +62,9 @@ fn config(r: &mut Reader) -> Option<Config> {
     let fork_identity = r.parse("RUNNER_FORK_IDENTITY", fork_identity);
     let max_starting = r.parse("RUNNER_MAX_STARTING", max_starting);
     let restart = restarts(r);
+    let max_queued = r.parse("RUNNER_MAX_QUEUED", |text| number32(text, 1, 65_536, " requests"));
+    let limits = limits(r);
+    let min_free_disk = r.parse("RUNNER_MIN_FREE_DISK_MB", mebibytes);
     Some(Config {
         api: api?,
         http: http?,
@@ -80,6 +84,9 @@ fn config(r: &mut Reader) -> Option<Config> {
         fork_identity: fork_identity?,
         max_starting: max_starting?,
         restart: restart?,
+        max_queued: usize::try_from(max_queued?).ok()?,
+        limits: limits?,
+        min_free_disk: min_free_disk?,
         log: log?,
         warnings: Vec::new(),
         ignored: Vec::new(),
@@ -339,6 +346,30 @@ fn max_starting(text: &str) -> Result<usize, String> {
     }
     let number = parse::number(text, 1, 1024, ", or auto for twice the number of CPUs")?;
     usize::try_from(number).map_err(|error| error.to_string())
+}
+
+fn limits(r: &mut Reader) -> Option<Limits> {
+    let memory_percent = r.parse("RUNNER_MEMORY_OVERCOMMIT", overcommit);
+    let vcpus_per_cpu = r.parse("RUNNER_CPU_OVERCOMMIT", |text| parse::number(text, 0, 1000, "; 0 for no limit"));
+    let min_free_memory = r.parse("RUNNER_MIN_FREE_MEMORY_MB", mebibytes);
+    Some(Limits { memory_percent: memory_percent?, vcpus_per_cpu: vcpus_per_cpu?, min_free_memory: min_free_memory? })
+}
+
+/// A ratio as whole percent: 1.5 is 150.
+fn overcommit(text: &str) -> Result<u64, String> {
+    let expected = || "a ratio from 0.01 to 1000 such as 1.5, or 0 for no limit".to_owned();
+    let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |text: &str| !text.is_empty() && text.len() <= 4 && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(whole) || !digits(part) || part.len() > 2 {
+        return Err(expected());
+    }
+    let percent = |text: &str| text.parse::<u64>().map_err(|_| expected());
+    let percent = percent(whole)? * 100 + percent(part)? * if part.len() == 1 { 10 } else { 1 };
+    if percent <= 100_000 { Ok(percent) } else { Err(expected()) }
+}
+
+fn mebibytes(text: &str) -> Result<u64, String> {
+    parse::number(text, 0, 16 << 20, " MiB; 0 for no limit").map(|mib| mib << 20)
 }
 
 /// The kernel reads at most 2048 bytes on x86-64 (COMMAND_LINE_SIZE) and drops the rest silently.

@@ -14,6 +14,7 @@ use crate::fork::plan::MemorySetting;
 use crate::ids::LinkName;
 use crate::net::addresses::Ipv4Net;
 use crate::sandbox::StopMode;
+use crate::sandbox::capacity::Limits;
 
 mod absent;
 mod check;
@@ -179,6 +180,12 @@ pub struct Config {
     pub max_starting: usize,
     /// Whether sandboxes that end unasked are started again.
     pub restart: crate::sandbox::restart::Settings,
+    /// Requests, and jobs, that may be under way at the same time, at least 1.
+    pub max_queued: usize,
+    /// How much may be promised to sandboxes.
+    pub limits: Limits,
+    /// Free bytes of a data volume below which work that needs space is refused; 0: never.
+    pub min_free_disk: u64,
     /// Logging.
     pub log: LogConfig,
     /// Accepted, but probably not what was meant; for one log line each.

@@ -34,6 +34,8 @@ fn the_defaults_are_those_of_the_original() {
     assert_eq!(config.network.bridge.as_str(), "br0");
     assert_eq!(config.network.pool.to_string(), "10.220.0.0/16");
     assert_eq!(config.ch_binary, PathBuf::from("cloud-hypervisor"));
+    let limits = Limits { memory_percent: 500, vcpus_per_cpu: 16, min_free_memory: 512 << 20 };
+    assert_eq!((config.limits, config.min_free_disk), (limits, 1 << 30));
     assert!(config.max_starting >= 2 && config.max_starting.is_multiple_of(2));
     assert_eq!((config.warnings, config.ignored), (Vec::<String>::new(), Vec::new()));
 }
@@ -146,13 +148,31 @@ fn special_values() {
         ("HEALTHCHECK_INTERVAL", "60"),
         ("RUNNER_DISK_STRATEGY", "overlay"),
         ("LOG_FORMAT", "json"),
+        ("RUNNER_MEMORY_OVERCOMMIT", "1.5"),
+        ("RUNNER_CPU_OVERCOMMIT", "0"),
+        ("RUNNER_MAX_QUEUED", "7"),
+        ("RUNNER_MIN_FREE_MEMORY_MB", "0"),
+        ("RUNNER_MIN_FREE_DISK_MB", "64"),
     ])
     .unwrap();
+    assert_eq!(config.limits, Limits { memory_percent: 150, vcpus_per_cpu: 0, min_free_memory: 0 });
+    assert_eq!((config.min_free_disk, config.max_queued), (64 << 20, 7));
     assert_eq!((config.daemon_start_timeout, config.paths.initramfs, config.http.port), (None, None, 3006));
     assert_eq!((config.api.poll_timeout, config.max_starting), (Duration::from_secs(60), 3));
     assert!(config.network.deny.is_empty() && config.stop_timeout.is_zero());
     assert_eq!((config.disk_strategy, config.log.format), (StrategySetting::Overlay, LogFormat::Json));
     assert_eq!(config.warnings.len(), 4, "{:?}", config.warnings);
+}
+
+#[test]
+fn limits_that_make_no_sense_are_refused() {
+    for bad in ["-1", "x", "1.234", "1e3", ".5", "1.", "1000.01", "20000", "1.-5", "+1"] {
+        let text = problems(&[("RUNNER_MEMORY_OVERCOMMIT", bad)]);
+        assert!(text.contains("RUNNER_MEMORY_OVERCOMMIT") && text.contains("a ratio"), "{bad}: {text}");
+    }
+    assert_eq!(load(&[("RUNNER_MEMORY_OVERCOMMIT", "0.05")]).unwrap().limits.memory_percent, 5);
+    assert_eq!(load(&[("RUNNER_MEMORY_OVERCOMMIT", "1000")]).unwrap().limits.memory_percent, 100_000);
+    assert!(problems(&[("RUNNER_MIN_FREE_DISK_MB", "1GB")]).contains("MiB"));
 }
 
 #[test]

@@ -11,6 +11,7 @@ use super::armed::{enabled, point};
 use crate::control_plane::{self, ControlPlane, Healthcheck, JobPage, JobReport, Jobs, RemoteSandbox, StateUpdate};
 use crate::disk::{self, Disks, Graft, RootDisk, SandboxDisks, Space, Stamp, Strategy};
 use crate::error::Failure;
+use crate::hypervisor::bundle::Bundle;
 use crate::hypervisor::snapshot::{Adaptation, SnapshotMemory};
 use crate::hypervisor::{self, Exit, Hypervisor, Known, Launch, ProcessIdentity, Version, VmConfig, VmState, Vmm};
 use crate::ids::{JobId, SandboxId, SnapshotRef};
@@ -165,7 +166,12 @@ impl Hypervisor for Around<dyn Hypervisor> {
         around("vmm.adopt", adopted.boxed_local())
     }
 
+    fn post_mortem<'a>(&'a self, launch: &'a Launch, known: &'a Known) -> LocalBoxFuture<'a, Exit> {
+        self.0.post_mortem(launch, known)
+    }
+
     effects! { "vmm";
+        fn keep(bundle: &'a Bundle) -> Result<(), hypervisor::Error>;
         fn clear(launch: &'a Launch) -> Result<(), hypervisor::Error>;
         fn adapt(from: &'a Path, to: &'a Path, adaptation: &'a Adaptation) -> Result<(), hypervisor::Error>;
         fn copy_snapshot(from: &'a Path, to: &'a Path) -> Result<(), hypervisor::Error>;
@@ -183,6 +189,10 @@ impl Vmm for Around<dyn Vmm> {
 
     fn known(&self) -> Known {
         self.0.known()
+    }
+
+    fn panicked(&self) -> LocalBoxFuture<'_, Option<String>> {
+        self.0.panicked()
     }
 
     fn exited(&self) -> LocalBoxFuture<'_, Exit> {

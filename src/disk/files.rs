@@ -129,7 +129,7 @@ impl FileDisks {
     ) -> LocalBoxFuture<'_, Result<T, Error>> {
         let inner = Arc::clone(&self.inner);
         async move {
-            let done = tokio::task::spawn_blocking(move || work(&inner)).await;
+            let done = crate::blocking::DATA.run(move || work(&inner)).await;
             done.unwrap_or(Err(Error::Died { what }))
         }
         .boxed_local()

@@ -84,6 +84,28 @@ impl HostMetrics for LinuxHost {
     }
 }
 
+/// How much memory the host could still give. Asked at each admission: takes microseconds, and never waits for a disk.
+pub trait FreeMemory {
+    /// Bytes available without swapping.
+    fn available(&self) -> Result<u64, Error>;
+}
+
+/// MemAvailable of `/proc/meminfo`.
+#[derive(Debug)]
+pub struct ProcMemory(PathBuf);
+
+impl Default for ProcMemory {
+    fn default() -> Self {
+        Self("/proc".into())
+    }
+}
+
+impl FreeMemory for ProcMemory {
+    fn available(&self) -> Result<u64, Error> {
+        memory(&self.0).map(|(_, available)| available)
+    }
+}
+
 fn read(proc: &Path, name: &str) -> Result<(PathBuf, String), Error> {
     let path = proc.join(name);
     match std::fs::read_to_string(&path) {
@@ -167,6 +189,8 @@ mod tests {
         let snapshot = Proc::new().host().snapshot().unwrap();
         assert_eq!((snapshot.cpus, snapshot.load_per_cpu), (2, 1.5));
         assert_eq!((snapshot.memory_bytes, snapshot.memory_used_percent), (8 << 30, 25.0));
+        let proc = Proc::new();
+        assert_eq!(ProcMemory(proc.0.path().to_owned()).available().unwrap(), 6 << 30);
     }
 
     #[test]

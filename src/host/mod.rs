@@ -9,9 +9,10 @@ use crate::error::{Certainty, ErrorCode, Failure};
 
 pub mod domain;
 pub mod metrics;
+pub mod volume;
 
 pub use domain::default_domain;
-pub use metrics::{LinuxHost, SAMPLE_INTERVAL};
+pub use metrics::{FreeMemory, LinuxHost, ProcMemory, SAMPLE_INTERVAL};
 
 /// Bytes in a GiB.
 pub const GIB: u64 = 1 << 30;

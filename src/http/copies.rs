@@ -16,7 +16,7 @@ use crate::jobs::payload;
 use crate::messages::fork::{Copies, Fork};
 use crate::messages::supervisor::Order;
 use crate::sandbox::view::Begun;
-use crate::sandbox::{Ask, View};
+use crate::sandbox::{Ask, View, WireState};
 
 /// Body of a fork or clone: one of the three.
 #[derive(Debug, Serialize, ToSchema)]
@@ -96,6 +96,7 @@ pub async fn clone(request: HttpRequest, state: Data<State>, id: Path<String>, p
 
 async fn copy(state: &State, source: &str, payload: Payload, parent: &str) -> Result<HttpResponse, Failure> {
     let source = sandbox_id(source)?;
+    state.work.takes_work()?;
     // `prefault` of the original is accepted: memory is read when it is needed.
     let (copies, many) = copies(&body::object(payload).await?)?;
     let fork = Fork { source: source.clone(), copies, by_job: false };
@@ -143,7 +144,12 @@ pub async fn pause(request: HttpRequest, state: Data<State>, id: Path<String>) -
     responses((status = 200, body = String), (status = 404, body = error::ErrorBody), (status = 409, body = error::ErrorBody)))]
 pub async fn resume(request: HttpRequest, state: Data<State>, id: Path<String>) -> HttpResponse {
     let resumed = async {
-        order(&state, Order::new(sandbox_id(&id)?, Ask::Start)).await?;
+        let id = sandbox_id(&id)?;
+        // One that is paused is no new work.
+        if state.views.get(&id).is_none_or(|view| view.state != WireState::Paused) {
+            state.work.takes_work()?;
+        }
+        order(&state, Order::new(id, Ask::Start)).await?;
         Ok(HttpResponse::Ok().json("Sandbox resumed"))
     };
     respond(&request, resumed.await)

@@ -13,7 +13,8 @@ use crate::host;
 /// Answer of `GET /`.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Root {
-    /// `ok`, or `recovering` while stored sandboxes are being looked at after a start.
+    /// `ok`, `recovering` while stored sandboxes are being looked at after a start, or `draining` while the operator
+    /// drains this runner.
     #[schema(example = "ok")]
     pub status: &'static str,
     /// Version of the runner.
@@ -23,7 +24,11 @@ pub struct Root {
 /// Alive? Needs no token.
 #[utoipa::path(get, path = "/", security(()), responses((status = 200, body = Root)))]
 pub async fn root(state: Data<State>) -> HttpResponse {
-    let status = if state.recovered.get() { "ok" } else { "recovering" };
+    let status = match (state.recovered.get(), state.work.draining()) {
+        (false, _) => "recovering",
+        (true, Some(_)) => "draining",
+        (true, None) => "ok",
+    };
     HttpResponse::Ok().json(Root { status, version: state.identity.version.clone() })
 }
 
@@ -38,6 +43,8 @@ pub struct Info {
     pub app_version: String,
     /// Number of sandboxes in any state.
     pub sandboxes: usize,
+    /// The operator drains this runner: nothing new is begun.
+    pub draining: bool,
     /// As sent to the control plane.
     #[schema(value_type = Vec<Object>)]
     pub service_health: Vec<ServiceHealth>,
@@ -62,6 +69,7 @@ pub async fn info(state: Data<State>) -> HttpResponse {
         kind: "cloud-hypervisor",
         app_version: state.identity.version.clone(),
         sandboxes: state.views.list().len(),
+        draining: state.work.draining().is_some(),
         service_health: services,
         metrics,
         api: state.seen.api(),

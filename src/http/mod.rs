@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::actors::reporter::Seen;
-use crate::actors::{ForkActor, Routes, SupervisorActor};
+use crate::actors::{ForkActor, Routes, SupervisorActor, Work};
 use crate::host::Identity;
 use crate::sandbox::Views;
 
@@ -21,6 +21,7 @@ pub mod auth;
 pub mod body;
 pub mod copies;
 pub mod crashes;
+pub mod drain;
 pub mod error;
 pub mod health;
 pub mod openapi;
@@ -52,6 +53,8 @@ pub struct State {
     pub sandboxes: PathBuf,
     /// The hypervisor, for its health.
     pub ch_binary: PathBuf,
+    /// What is under way, and whether new work is taken.
+    pub work: Work,
     /// False until stored sandboxes are recovered.
     pub recovered: Recovered,
 }
@@ -85,6 +88,13 @@ pub fn configure(state: State) -> impl FnOnce(&mut web::ServiceConfig) {
                     .wrap(ErrorHandlers::new().default_handler(in_one_shape))
                     .wrap(auth)
                     .service(resource("/info", web::get().to(health::info)))
+                    .service(
+                        web::resource("/drain")
+                            .route(web::get().to(drain::get))
+                            .route(web::post().to(drain::begin))
+                            .route(web::delete().to(drain::end))
+                            .default_service(web::to(wrong_method)),
+                    )
                     .service(
                         web::resource("/sandboxes")
                             .route(web::post().to(sandboxes::create))

@@ -4,7 +4,7 @@ use actix_web::HttpResponse;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{copies, crashes, error, health, proxy, sandboxes, serial, snapshots};
+use super::{copies, crashes, drain, error, health, proxy, sandboxes, serial, snapshots};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -13,7 +13,8 @@ use super::{copies, crashes, error, health, proxy, sandboxes, serial, snapshots}
         health::root, document, health::info, sandboxes::create, sandboxes::list, sandboxes::get, sandboxes::remove,
         sandboxes::start, sandboxes::stop, sandboxes::destroy, copies::fork, copies::clone, copies::pause,
         copies::resume, copies::resize, snapshots::create, snapshots::exists, snapshots::info, snapshots::remove, serial::read,
-        crashes::list, crashes::read, proxy::toolbox, proxy::port
+        crashes::list, crashes::read, proxy::toolbox, proxy::port,
+        drain::get, drain::begin, drain::end
     ),
     components(schemas(error::ErrorBody)),
     modifiers(&Bearer),
@@ -48,6 +49,7 @@ mod tests {
             "/",
             "/openapi.json",
             "/info",
+            "/drain",
             "/sandboxes",
             "/sandboxes/{id}",
             "/sandboxes/{id}/start",

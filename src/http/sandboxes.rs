@@ -202,6 +202,7 @@ pub(super) fn respond(request: &HttpRequest, result: Result<HttpResponse, Failur
         (status = 409, body = error::ErrorBody), (status = 422, body = error::ErrorBody), (status = 503, body = error::ErrorBody)))]
 pub async fn create(request: HttpRequest, state: Data<State>, payload: Payload) -> HttpResponse {
     let created = async {
+        state.work.takes_work()?;
         let spec = CreateSpec::from_json(&Value::Object(body::object(payload).await?))?;
         let view = order(&state, Order::create(spec)).await?;
         let daemon_version = view.and_then(|view| view.daemon_version.clone());
@@ -237,6 +238,7 @@ pub async fn start(
 ) -> HttpResponse {
     let started = async {
         let id = sandbox_id(&id)?;
+        state.work.takes_work()?;
         // The rest of the body is metadata that this runner does not need, but it must be readable.
         let cold = flag(&body::object(payload).await?, "cold")?;
         let ask = if cold { Ask::Boot } else { Ask::Start };

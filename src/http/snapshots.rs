@@ -82,6 +82,7 @@ fn gone() -> Failure {
         (status = 409, body = error::ErrorBody)))]
 pub async fn create(request: HttpRequest, state: Data<State>, payload: Payload) -> HttpResponse {
     let made = async {
+        state.work.takes_work()?;
         let body = body::object(payload).await?;
         let source = match body.get("sandboxId") {
             Some(Value::String(id)) => sandbox_id(id)?,

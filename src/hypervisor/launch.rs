@@ -280,7 +280,7 @@ impl CloudHypervisor {
             self.end_peer(peer, socket).await?;
         }
         let path = socket.clone();
-        let search = tokio::task::spawn_blocking(move || peer::started_for(&path));
+        let search = crate::blocking::HOST.run(move || peer::started_for(&path));
         for peer in search.await.map_err(|_| Error::Thread { what: "look for VMMs" })?? {
             self.end_peer(peer, socket).await?;
         }
@@ -302,7 +302,7 @@ impl CloudHypervisor {
 
 async fn alive(identity: &ProcessIdentity) -> Result<Option<OwnedFd>, Error> {
     let who = identity.clone();
-    let check = tokio::task::spawn_blocking(move || who.check());
+    let check = crate::blocking::HOST.run(move || who.check());
     match check.await.map_err(|_| Error::Thread { what: "check a process" })?? {
         Presence::Alive(pidfd) => Ok(Some(pidfd)),
         Presence::Gone => Ok(None),
@@ -311,7 +311,7 @@ async fn alive(identity: &ProcessIdentity) -> Result<Option<OwnedFd>, Error> {
 
 async fn last_words(files: &Files) -> Vec<String> {
     let files = files.clone();
-    tokio::task::spawn_blocking(move || cause::last_words(&files)).await.unwrap_or_default()
+    crate::blocking::HOST.run(move || cause::last_words(&files)).await.unwrap_or_default()
 }
 
 impl Hypervisor for CloudHypervisor {

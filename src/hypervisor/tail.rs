@@ -38,7 +38,7 @@ fn read_end(path: &Path, max: u64) -> io::Result<Vec<u8>> {
 
 /// [`tail`] on a thread that may block.
 pub async fn tail_of(path: PathBuf, max: u64) -> Result<Vec<u8>, Error> {
-    let task = tokio::task::spawn_blocking(move || tail(&path, max));
+    let task = crate::blocking::DATA.run(move || tail(&path, max));
     task.await.map_err(|_| Error::Thread { what: "read the end of a log" })?
 }
 
@@ -72,7 +72,7 @@ fn allocated(metadata: &std::fs::Metadata) -> u64 {
 
 /// [`bound`] on a thread that may block.
 pub async fn bound_of(path: PathBuf, keep: u64) -> Result<u64, Error> {
-    let task = tokio::task::spawn_blocking(move || bound(&path, keep));
+    let task = crate::blocking::DATA.run(move || bound(&path, keep));
     task.await.map_err(|_| Error::Thread { what: "bound a log" })?
 }
 

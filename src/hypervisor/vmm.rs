@@ -183,7 +183,7 @@ pub(super) async fn blocking<T: Send + 'static>(
     what: &'static str,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Thread { what })?
+    crate::blocking::DATA.run(work).await.map_err(|_| Error::Thread { what })?
 }
 
 /// A call that broke because the process ended says so. Also used before there is a [`CloudVmm`].

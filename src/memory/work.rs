@@ -28,6 +28,11 @@ pub(super) async fn blocking<T: Send + 'static>(
 ) -> Result<T, Error> {
     let abandoned = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&abandoned);
-    let mut job = Job { handle: tokio::task::spawn_blocking(move || work(&flag)), abandoned };
+    let place = crate::blocking::DATA.place().await;
+    let work = move || {
+        let _place = place;
+        work(&flag)
+    };
+    let mut job = Job { handle: tokio::task::spawn_blocking(work), abandoned };
     (&mut job.handle).await.unwrap_or(Err(Error::Died { what }))
 }

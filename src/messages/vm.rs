@@ -57,6 +57,8 @@ pub struct Extras {
     pub ticket: Option<Ticket>,
     /// For [`Ask::Resize`].
     pub resize: Option<Resize>,
+    /// For a stop: why the memory is not kept.
+    pub note: Option<String>,
 }
 
 /// Asks for the record as the actor has it, which may be ahead of the store.

@@ -1,4 +1,4 @@
-//! Who is let in: pure decisions before anything is begun.
+//! Who is let in: pure decisions before anything is begun. Whether there is room: [`super::capacity`].
 
 use std::collections::BTreeMap;
 
@@ -16,10 +16,6 @@ pub struct Situation {
     pub recovering: bool,
     /// The sandbox has a record.
     pub known: bool,
-    /// Network slots in use: one for each sandbox that is not stopped.
-    pub slots: u32,
-    /// Slots of the address pool.
-    pub limit: u32,
 }
 
 /// What happens to a request.
@@ -50,13 +46,6 @@ pub fn decide(ask: Ask, situation: Situation) -> Verdict {
         (false, Ask::Start | Ask::Boot | Ask::Stop(_) | Ask::Pause | Ask::Capture | Ask::Resize) => {
             refuse(ErrorCode::NotFound, "the sandbox does not exist on this host")
         }
-        (false, Ask::Create(_)) if situation.slots >= situation.limit => refuse(
-            ErrorCode::Busy,
-            &format!(
-                "all {} network slots of this host are taken; stop or destroy sandboxes, or widen RUNNER_NETWORK_POOL",
-                situation.limit
-            ),
-        ),
         (false, Ask::Create(_)) => Verdict::Admit,
     }
 }
@@ -141,7 +130,7 @@ mod tests {
     use super::*;
     use crate::sandbox::{Make, StopMode};
 
-    const QUIET: Situation = Situation { draining: false, recovering: false, known: true, slots: 3, limit: 10 };
+    const QUIET: Situation = Situation { draining: false, recovering: false, known: true };
     const CREATE: Ask = Ask::Create(Make::Boot);
 
     fn code(verdict: Verdict) -> Option<ErrorCode> {
@@ -164,7 +153,6 @@ mod tests {
         assert_eq!(decide(CREATE, unknown), Verdict::Admit);
         assert_eq!(decide(Ask::Destroy, unknown), Verdict::Done);
         assert_eq!(code(decide(Ask::Start, unknown)), Some(ErrorCode::NotFound));
-        assert_eq!(code(decide(CREATE, Situation { slots: 10, ..unknown })), Some(ErrorCode::Busy));
     }
 
     #[test]

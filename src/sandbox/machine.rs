@@ -254,8 +254,10 @@ impl Machine {
             (_, Some(_)) if stage == Stage::PowerOff => self.advance(actions),
             // What these stages began they have taken back themselves.
             (_, Some(failure))
-                if matches!(stage, Stage::Suspend | Stage::Pause | Stage::Capture | Stage::Resize | Stage::Wake)
-                    && !matches!(work.op, Op::Replace(_) if stage == Stage::Wake) =>
+                if matches!(
+                    stage,
+                    Stage::Gate | Stage::Suspend | Stage::Pause | Stage::Capture | Stage::Resize | Stage::Wake
+                ) && !matches!(work.op, Op::Replace(_) if stage == Stage::Wake) =>
             {
                 let home = work.home;
                 self.settle(home, Some(failure), actions);
@@ -380,7 +382,9 @@ impl Work {
             None => self.next = Some(Next { ask, callers: vec![caller], overtakes }),
         }
         let waits_for_guest = self.stage == Stage::PowerOff && ask == Ask::Destroy;
-        if overtakes || waits_for_guest {
+        // Whoever waits for a place at the gate has begun nothing.
+        let waits_for_place = self.stage == Stage::Gate && ask.tears_down();
+        if overtakes || waits_for_guest || waits_for_place {
             actions.push(Action::Interrupt);
         }
     }

@@ -210,7 +210,7 @@ fn a_replaced_vmm_that_does_not_come_up_is_started_again_from_the_checkpoint() {
     let mut machine = Machine::resting(Rest::Started, true);
     machine.set_replaces(true);
     machine.step(Event::Asked(Caller(1), Ask::Capture));
-    for stage in [Stage::Suspend, Stage::End, Stage::Layer] {
+    for stage in [Stage::Gate, Stage::Suspend, Stage::End, Stage::Layer] {
         machine.step(Event::StageDone(stage));
     }
     let first = machine.step(Event::StageFailed(Stage::Launch, Failure::new(ErrorCode::Internal, "no memory")));
@@ -219,6 +219,19 @@ fn a_replaced_vmm_that_does_not_come_up_is_started_again_from_the_checkpoint() {
     assert_eq!(stages(&all)[..2], [Stage::End, Stage::Unplug]);
     assert_eq!(&stages(&all)[2..], Op::Start { warm: true }.stages());
     assert_eq!(machine.rest(), Some(Rest::Started));
+}
+
+#[test]
+fn a_source_that_waits_for_its_turn_to_be_replaced_can_be_destroyed_at_once() {
+    let mut machine = Machine::resting(Rest::Started, true);
+    machine.set_replaces(true);
+    assert_eq!(machine.step(Event::Asked(Caller(1), Ask::Capture)), [perform(Stage::Gate, true)]);
+    assert_eq!(machine.step(Event::Asked(Caller(2), Ask::Destroy)), [Action::Interrupt]);
+    let first = machine.step(Event::StageFailed(Stage::Gate, Failure::new(ErrorCode::Interrupted, "")));
+    let all = run_out(&mut machine, first);
+    assert_eq!(answers(&all), [(Caller(1), Err(ErrorCode::Interrupted)), (Caller(2), Ok(()))]);
+    assert_eq!(stages(&all), Op::Destroy.stages());
+    assert_eq!(machine.rest(), Some(Rest::Absent));
 }
 
 #[test]

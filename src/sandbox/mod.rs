@@ -11,6 +11,7 @@
 //! ```
 
 pub mod admission;
+pub mod capacity;
 pub mod machine;
 pub mod op;
 pub mod record;

@@ -237,8 +237,9 @@ impl Op {
             Op::Pause => &[S::Pause],
             Op::Resume => &[S::Wake],
             Op::Capture(_) => &[S::Capture],
-            Op::Replace(Rest::Paused) => &[S::Suspend, S::End, S::Layer, S::Launch, S::Restore, S::Commit],
-            Op::Replace(_) => &[S::Suspend, S::End, S::Layer, S::Launch, S::Restore, S::Wake, S::Commit],
+            // The gate comes first: a source that is paused must not wait.
+            Op::Replace(Rest::Paused) => &[S::Gate, S::Suspend, S::End, S::Layer, S::Launch, S::Restore, S::Commit],
+            Op::Replace(_) => &[S::Gate, S::Suspend, S::End, S::Layer, S::Launch, S::Restore, S::Wake, S::Commit],
             Op::Resize(_) => &[S::Resize],
             Op::Destroy | Op::UndoCreate => &[S::End, S::Unplug, S::Erase],
         }
@@ -247,6 +248,11 @@ impl Op {
     /// Whether this operation makes things (and must be undone when it fails).
     pub fn builds(self) -> bool {
         matches!(self, Op::Create(_) | Op::Start { .. } | Op::Rescue { .. })
+    }
+
+    /// Whether it holds its place at the gate until a VM runs.
+    pub fn holds_place(self) -> bool {
+        self.builds() || matches!(self, Op::Replace(_))
     }
 
     /// Whether an intent that cannot be stored fails the stage. A tear-down goes on without: it frees space, and is

@@ -114,6 +114,11 @@ impl Host {
             ("RUNNER_NETWORK_POOL", "10.220.0.0/16".to_owned()),
             ("RUNNER_SYNC_INTERVAL_SEC", "1".to_owned()),
             ("RUNNER_RECONCILE_INTERVAL_SEC", "2".to_owned()),
+            // Many sandboxes on a small machine; tests of the limits set them.
+            ("RUNNER_MEMORY_OVERCOMMIT", "0".to_owned()),
+            ("RUNNER_CPU_OVERCOMMIT", "0".to_owned()),
+            ("RUNNER_MIN_FREE_MEMORY_MB", "0".to_owned()),
+            ("RUNNER_MIN_FREE_DISK_MB", "0".to_owned()),
             ("LOG_LEVEL", "info,runner_ch=debug".to_owned()),
             ("PATH", std::env::var("PATH").unwrap_or_default()),
         ];

@@ -15,12 +15,13 @@ use actix::{Actor, Addr};
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use runner_ch::actors::supervisor::Plan;
-use runner_ch::actors::{ForkActor, ProxyActor, Routes, SupervisorActor, vm};
+use runner_ch::actors::{ForkActor, ProxyActor, Routes, SupervisorActor, Work, vm};
 use runner_ch::control_plane::{
     self, ControlPlane, Healthcheck, Job, JobPage, JobReport, Jobs, RemoteSandbox, StateUpdate,
 };
 use runner_ch::error::{ErrorCode, Failure};
 use runner_ch::fork::plan::MemorySetting;
+use runner_ch::host::FreeMemory;
 use runner_ch::hypervisor::snapshot::{Adaptation, SnapshotMemory};
 use runner_ch::hypervisor::{self, Exit, Hypervisor, Known, Launch, ProcessIdentity, Version, VmConfig, VmState, Vmm};
 use runner_ch::ids::{JobId, SandboxId};
@@ -29,7 +30,9 @@ use runner_ch::messages::fork::{Copies, Fork};
 use runner_ch::messages::supervisor::{Order, Recover};
 use runner_ch::net::{self, Namespace, Network, SlotPool};
 use runner_ch::ports::Ports;
+use runner_ch::pressure::Pressure;
 use runner_ch::sandbox::admission::Defaults;
+use runner_ch::sandbox::capacity::Limits;
 use runner_ch::sandbox::{Ask, StopMode, Views};
 use runner_ch::store::SledStore;
 use runner_ch::toolbox::{Renewal, Toolbox};
@@ -76,6 +79,14 @@ pub struct HostState {
     pub post_mortem: Option<Exit>,
     pub booting: usize,
     pub most_booting: usize,
+    pub restoring: usize,
+    pub most_restoring: usize,
+    /// Limits of runners that are started from now on; none: no limits.
+    pub limits: Option<Limits>,
+    /// Requests that may be under way; none: many.
+    pub max_queued: Option<usize>,
+    /// Available memory in bytes.
+    pub available: u64,
 }
 
 #[derive(Clone, Default)]
@@ -134,6 +145,12 @@ impl Host {
             }
             Some(Twist::Panics) => panic!("{name} panics, as ordered"),
         }
+    }
+}
+
+impl FreeMemory for Host {
+    fn available(&self) -> Result<u64, runner_ch::host::Error> {
+        Ok(self.0.borrow().available)
     }
 }
 
@@ -236,7 +253,18 @@ impl Vmm for FakeVmm {
     }
 
     fn restore<'a>(&'a self, _: &'a Path) -> LocalBoxFuture<'a, Result<(), hypervisor::Error>> {
-        async { self.host.effect("restore").await.map_err(|()| refused("restore")) }.boxed_local()
+        async {
+            {
+                let mut host = self.host.0.borrow_mut();
+                host.restoring += 1;
+                host.most_restoring = host.most_restoring.max(host.restoring);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            let restored = self.host.effect("restore").await.map_err(|()| refused("restore"));
+            self.host.0.borrow_mut().restoring -= 1;
+            restored
+        }
+        .boxed_local()
     }
 
     fn unload(&self) -> LocalBoxFuture<'_, Result<(), hypervisor::Error>> {
@@ -483,6 +511,8 @@ pub struct World {
     pub ports: Ports,
     pub supervisor: Addr<SupervisorActor>,
     pub forks: Addr<ForkActor>,
+    pub pressure: Pressure,
+    pub work: Work,
 }
 
 /// What outlives a runner: its host and its store.
@@ -519,6 +549,8 @@ impl World {
             store: Rc::new(SledStore::open(state).expect("the store opens")),
             control_plane: api.clone(),
         };
+        let pressure = Pressure::default();
+        let work = Work::new(host.0.borrow().max_queued.unwrap_or(1024));
         let settings = vm::Settings {
             sockets: "/nowhere".into(),
             kernel: "/nowhere/vmlinuz".into(),
@@ -541,6 +573,10 @@ impl World {
             max_starting: 2,
             host_cpus: 4,
             host_memory: 64 << 30,
+            free_memory: Rc::new(host.clone()),
+            limits: host.0.borrow().limits.unwrap_or(Limits::NONE),
+            pressure: pressure.clone(),
+            work: work.clone(),
         };
         let (views, routes) = (Views::default(), Routes::default());
         let deaths = tokio::sync::mpsc::unbounded_channel().0;
@@ -550,10 +586,11 @@ impl World {
             ports.clone(),
             supervisor.clone().recipient(),
             supervisor.clone().recipient(),
+            work.clone(),
             deaths,
         );
         supervisor.send(Recover).await.expect("the supervisor lives").expect("the store is read");
-        Self { host, api, views, routes, ports, supervisor, forks }
+        Self { host, api, views, routes, ports, supervisor, forks, pressure, work }
     }
 
     pub fn create(&self, id: &str) -> impl Future<Output = Result<(), Failure>> + use<> {

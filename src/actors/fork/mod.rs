@@ -7,7 +7,8 @@ use std::rc::Rc;
 
 use actix::{Actor, Addr, Context, Handler, Recipient, ResponseFuture};
 
-use super::{Deaths, ended};
+use super::work::{Rank, Underway};
+use super::{Deaths, Work, ended};
 use crate::error::{ErrorCode, Failure};
 use crate::fork::{Capture, Ticket};
 use crate::ids::SandboxId;
@@ -34,9 +35,15 @@ struct Core {
     open: RefCell<HashMap<SandboxId, Rc<Batch>>>,
     /// Captures of one source are ordered one after the other.
     turns: RefCell<HashMap<SandboxId, Rc<tokio::sync::Mutex<()>>>>,
+    work: Work,
 }
 
 impl Core {
+    /// Counts a request as under way, if not too many are.
+    fn begin(&self, verb: &'static str, object: &str, by_job: bool) -> Result<Underway, Failure> {
+        self.work.begin(verb, object, if by_job { Rank::LetIn } else { Rank::Usual })
+    }
+
     async fn order(&self, order: Order) -> Result<Option<std::sync::Arc<crate::sandbox::View>>, Failure> {
         self.orders.send(order).await.map_err(|_| shutting_down())?
     }
@@ -92,9 +99,10 @@ impl ForkActor {
         ports: Ports,
         orders: Recipient<Order>,
         describe: Recipient<Describe>,
+        work: Work,
         deaths: Deaths,
     ) -> Addr<Self> {
-        let core = Core { ports, orders, describe, open: RefCell::default(), turns: RefCell::default() };
+        let core = Core { ports, orders, describe, open: RefCell::default(), turns: RefCell::default(), work };
         Self { core: Rc::new(core), deaths }.start()
     }
 }
@@ -111,7 +119,12 @@ impl Handler<Fork> for ForkActor {
     type Result = ResponseFuture<Result<Copies, Failure>>;
 
     fn handle(&mut self, fork: Fork, _: &mut Self::Context) -> Self::Result {
-        Box::pin(copies::make(self.core.clone(), fork))
+        let begun = self.core.begin("copy", fork.source.as_str(), fork.by_job);
+        let core = self.core.clone();
+        Box::pin(async move {
+            let _underway = begun?;
+            copies::make(core, fork).await
+        })
     }
 }
 
@@ -119,7 +132,12 @@ impl Handler<TakeSnapshot> for ForkActor {
     type Result = ResponseFuture<Result<Manifest, Failure>>;
 
     fn handle(&mut self, take: TakeSnapshot, _: &mut Self::Context) -> Self::Result {
-        Box::pin(snapshot::take(self.core.clone(), take))
+        let begun = self.core.begin("make a snapshot of", take.source.as_str(), take.by_job);
+        let core = self.core.clone();
+        Box::pin(async move {
+            let _underway = begun?;
+            snapshot::take(core, take).await
+        })
     }
 }
 
@@ -136,6 +154,11 @@ impl Handler<RemoveSnapshot> for ForkActor {
     type Result = ResponseFuture<Result<bool, Failure>>;
 
     fn handle(&mut self, remove: RemoveSnapshot, _: &mut Self::Context) -> Self::Result {
-        Box::pin(snapshot::remove(self.core.clone(), remove.0))
+        let begun = self.core.work.begin("remove snapshot", remove.0.as_str(), Rank::TearDown);
+        let core = self.core.clone();
+        Box::pin(async move {
+            let _underway = begun?;
+            snapshot::remove(core, remove.0).await
+        })
     }
 }

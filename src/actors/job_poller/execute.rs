@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use actix::{Addr, Recipient};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tracing::{Instrument, info, info_span, warn};
 
 use super::JobPollerActor;
@@ -20,6 +20,9 @@ use crate::messages::jobs::JobFinished;
 use crate::messages::supervisor::Order;
 use crate::ports::{Ports, unix_millis};
 use crate::sandbox::{Ask, StopMode, admission};
+
+/// Longest time for an entry of the journal to be flushed.
+const JOURNAL_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A job with what it needs.
 pub(super) struct Run {
@@ -59,9 +62,11 @@ async fn run(run: Run, poller: Addr<JobPollerActor>) {
 impl Run {
     async fn journalled(&self) -> Outcome {
         let entry = self.entry(Progress::Running);
-        if let Err(error) = self.ports.store.put_job(&entry).await {
+        let noted = timeout(JOURNAL_DEADLINE, self.ports.store.put_job(&entry)).await;
+        let noted = noted.map_err(|_| late()).and_then(|noted| noted.map_err(Failure::from));
+        if let Err(failure) = noted {
             // Without the journal a second delivery could not be told from the first.
-            return Outcome::failed(&Failure::from(error).during("the job was not begun"));
+            return Outcome::failed(&failure.during("the job was not begun"));
         }
         tokio::select! {
             outcome = self.outcome() => outcome,
@@ -149,11 +154,20 @@ impl Run {
     }
 
     async fn note(&self, progress: Progress) {
-        if let Err(error) = self.ports.store.put_job(&self.entry(progress)).await {
+        let noted = timeout(JOURNAL_DEADLINE, self.ports.store.put_job(&self.entry(progress))).await;
+        if let Err(failure) = noted.map_err(|_| late()).and_then(|noted| noted.map_err(Failure::from)) {
             // The job would be executed again after a restart; all jobs are idempotent.
-            warn!(error = %chain(&error), "the result of the job could not be stored");
+            warn!(error = %failure, "the result of the job could not be stored");
         }
     }
+}
+
+fn late() -> Failure {
+    let message = format!(
+        "the store did not write within {} s; look for a hanging disk (dmesg) below RUNNER_STATE_PATH",
+        JOURNAL_DEADLINE.as_secs()
+    );
+    Failure::new(ErrorCode::Timeout, message)
 }
 
 fn shutting_down() -> Failure {

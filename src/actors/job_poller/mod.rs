@@ -9,7 +9,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::{Deaths, ForkActor, ended};
+use super::work::JobInHand;
+use super::{Deaths, ForkActor, Work, ended};
 use crate::control_plane::wire::{Job, JobStatus, Jobs};
 use crate::error::chain;
 use crate::ids::JobId;
@@ -62,6 +63,7 @@ pub struct JobPollerActor {
     forks: Addr<ForkActor>,
     settings: Settings,
     known: HashMap<JobId, Known>,
+    work: Work,
     /// Number of jobs being executed or reported; watched by the shutdown.
     active: watch::Sender<usize>,
     stopping: watch::Sender<bool>,
@@ -76,6 +78,7 @@ impl JobPollerActor {
         forks: Addr<ForkActor>,
         settings: Settings,
         journal: Vec<Entry>,
+        work: Work,
         deaths: Deaths,
     ) -> Addr<Self> {
         let actor = Self {
@@ -84,6 +87,7 @@ impl JobPollerActor {
             forks,
             settings,
             known: HashMap::new(),
+            work,
             active: watch::Sender::new(0),
             stopping: watch::Sender::new(false),
             deaths,
@@ -121,6 +125,10 @@ impl JobPollerActor {
             Decision::Ignore => debug!(job = %job.id, "job is already in hand"),
             // The next start finds it in the control plane's list.
             Decision::Run if *self.stopping.borrow() => info!(job = %job.id, "job is left to the next start"),
+            // Listed, and so claimed: it is listed again.
+            Decision::Run if self.work.room_for_jobs() == 0 => {
+                info!(job = %job.id, "too many jobs are in hand; job is left to the next look at the list");
+            }
             Decision::ReportAgain => {
                 if let Some(Known::Reported { outcome, .. }) = self.known.remove(&job.id) {
                     info!(job = %job.id, "the API still holds a reported job open; reporting it again");
@@ -129,7 +137,7 @@ impl JobPollerActor {
             }
             Decision::Run => {
                 info!(job = %job.id, kind = job.job_type, resource = job.resource_id, "job begins");
-                self.begin(&job.id);
+                self.begin(&job, false);
                 let run = execute::Run {
                     ports: self.ports.clone(),
                     orders: self.orders.clone(),
@@ -142,13 +150,19 @@ impl JobPollerActor {
         }
     }
 
-    fn begin(&mut self, id: &JobId) {
-        self.known.insert(id.clone(), Known::Active);
+    fn begin(&mut self, job: &Job, reporting: bool) {
+        self.known.insert(job.id.clone(), Known::Active);
+        self.in_hand(job, reporting);
         self.active.send_modify(|active| *active += 1);
     }
 
+    fn in_hand(&self, job: &Job, reporting: bool) {
+        let in_hand = JobInHand { kind: job.job_type.clone(), resource: job.resource_id.clone(), reporting };
+        self.work.job(job.id.clone(), in_hand);
+    }
+
     fn begin_report(&mut self, job: Job, outcome: Outcome, addr: Addr<Self>) {
-        self.begin(&job.id);
+        self.begin(&job, true);
         actix::spawn(report::until_taken(self.ports.clone(), job, outcome, addr));
     }
 
@@ -236,7 +250,8 @@ impl Actor for JobPollerActor {
     fn started(&mut self, ctx: &mut Self::Context) {
         let control_plane = self.ports.control_plane.clone();
         let stopping = self.stopping.subscribe();
-        actix::spawn(loops::poll(control_plane.clone(), self.settings.clone(), ctx.address(), stopping.clone()));
+        let door = loops::Door { work: self.work.clone(), active: self.active.subscribe() };
+        actix::spawn(loops::poll(control_plane.clone(), self.settings.clone(), ctx.address(), door, stopping.clone()));
         actix::spawn(loops::reconcile(control_plane, self.settings.clone(), ctx.address(), stopping));
     }
 
@@ -267,6 +282,7 @@ impl Handler<JobFinished> for JobPollerActor {
     type Result = ();
 
     fn handle(&mut self, finished: JobFinished, ctx: &mut Self::Context) {
+        self.in_hand(&finished.job, true);
         actix::spawn(report::until_taken(self.ports.clone(), finished.job, finished.outcome, ctx.address()));
     }
 }
@@ -275,6 +291,7 @@ impl Handler<JobReported> for JobPollerActor {
     type Result = ();
 
     fn handle(&mut self, reported: JobReported, _: &mut Self::Context) {
+        self.work.job_done(&reported.id);
         let known = Known::Reported { outcome: reported.outcome, at: Instant::now(), since: unix_millis() };
         self.known.insert(reported.id, known);
         self.active.send_modify(|active| *active = active.saturating_sub(1));

@@ -10,17 +10,22 @@ use tokio::sync::{Notify, Semaphore};
 use tracing::{error, info};
 
 use super::vm::{self, Settings, Tools, VmActor};
-use super::{Deaths, ProxyActor, ended};
+use super::work::{Rank, Underway};
+use super::{Deaths, ProxyActor, Work, ended};
 use crate::error::Failure;
+use crate::host::FreeMemory;
 use crate::ids::SandboxId;
 use crate::messages::supervisor::{ChildEnded, Describe, Drain, Order, Recover};
 use crate::net::SlotPool;
 use crate::ports::Ports;
+use crate::pressure::Pressure;
 use crate::sandbox::admission::{Defaults, Situation};
-use crate::sandbox::{Record, View, Views};
+use crate::sandbox::capacity::Limits;
+use crate::sandbox::{Ask, Record, View, Views};
 
 mod order;
 mod recover;
+mod room;
 mod trim;
 
 /// What the supervisor is built from.
@@ -40,6 +45,14 @@ pub struct Plan {
     pub host_cpus: u32,
     /// Memory of this host in bytes.
     pub host_memory: u64,
+    /// What of it can still be given.
+    pub free_memory: Rc<dyn FreeMemory>,
+    /// How much may be promised.
+    pub limits: Limits,
+    /// Whether the volumes have room.
+    pub pressure: Pressure,
+    /// What is under way.
+    pub work: Work,
 }
 
 enum Child {
@@ -58,8 +71,9 @@ enum Child {
 struct Core {
     tools: Tools,
     defaults: Defaults,
-    limit: u32,
     host: (u32, u64),
+    room: room::Room,
+    work: Work,
     children: RefCell<HashMap<SandboxId, Child>>,
     /// Told whenever a child is there again.
     rebuilt: Notify,
@@ -77,9 +91,18 @@ impl Core {
             draining: self.draining.get() && !order.by_job,
             recovering: self.recovering.get(),
             known: children.contains_key(&order.id),
-            slots: self.tools.slots.borrow().in_use(),
-            limit: self.limit,
         }
+    }
+
+    /// Counts an order as under way, if not too many are.
+    fn begin(&self, order: &Order) -> Result<Underway, Failure> {
+        let rank = match order.ask {
+            _ if order.by_job => Rank::LetIn,
+            Ask::Capture => Rank::LetIn,
+            ask if ask.tears_down() => Rank::TearDown,
+            _ => Rank::Usual,
+        };
+        self.work.begin(order.ask.verb(), order.id.as_str(), rank)
     }
 
     fn next_incarnation(&self) -> u64 {
@@ -128,12 +151,12 @@ impl SupervisorActor {
                 supervisor: Recipient::from(ctx.address()),
                 slots: Rc::new(RefCell::new(plan.slots)),
             };
-            let limit = tools.slots.borrow().capacity();
             let core = Core {
                 tools,
                 defaults: plan.defaults,
-                limit,
                 host: (plan.host_cpus, plan.host_memory),
+                room: room::Room::new(plan.free_memory, plan.limits, plan.pressure),
+                work: plan.work,
                 children: RefCell::default(),
                 rebuilt: Notify::new(),
                 incarnations: Cell::new(0),
@@ -172,7 +195,11 @@ impl Handler<Order> for SupervisorActor {
     type Result = ResponseFuture<Result<Option<Arc<View>>, Failure>>;
 
     fn handle(&mut self, order: Order, _: &mut Self::Context) -> Self::Result {
-        Box::pin(order::carry_out(self.core.clone(), order))
+        let (core, begun) = (self.core.clone(), self.core.begin(&order));
+        Box::pin(async move {
+            let _underway = begun.map_err(|failure| order::named(failure, &order))?;
+            order::carry_out(core, order).await
+        })
     }
 }
 

@@ -28,6 +28,8 @@ use crate::snapshots::{Found, Manifest, MemoryEntry};
 const ATTEMPTS: u32 = 3;
 
 pub(super) async fn carry_out(core: Rc<Core>, order: Order) -> Result<Option<Arc<View>>, Failure> {
+    // Given back when this ends, however it does.
+    let mut held = None;
     for _ in 0..ATTEMPTS {
         match admission::decide(order.ask, core.situation(&order)) {
             Verdict::Admit => {}
@@ -40,6 +42,11 @@ pub(super) async fn carry_out(core: Rc<Core>, order: Order) -> Result<Option<Arc
             admission::fits(asked, cpus, memory).map_err(|failure| named(failure, &order))?;
         }
         let (ask, blueprint) = blueprint(&core, &order).await.map_err(|failure| named(failure, &order))?;
+        let (ask, note) = core.stop_mode(&order.id, ask).map_err(|failure| named(failure, &order))?;
+        if held.is_none() {
+            let size = blueprint.as_deref().map(|blueprint| blueprint.size);
+            held = core.admit(&order.id, ask, size).map_err(|failure| named(failure, &order))?;
+        }
         let addr = child(&core, &order, blueprint.as_deref()).await?;
         let (reply, answer) = oneshot::channel();
         let extras = Extras {
@@ -47,6 +54,7 @@ pub(super) async fn carry_out(core: Rc<Core>, order: Order) -> Result<Option<Arc
             auth_token: order.auth_token.clone(),
             ticket: order.ticket.clone(),
             resize: order.resize,
+            note,
         };
         let command = Command { ask, extras, reply };
         // A closed mailbox drops the reply, and so does the death of the actor.
@@ -68,7 +76,7 @@ pub(super) async fn carry_out(core: Rc<Core>, order: Order) -> Result<Option<Arc
     })
 }
 
-fn named(failure: Failure, order: &Order) -> Failure {
+pub(super) fn named(failure: Failure, order: &Order) -> Failure {
     failure.during(&format!("cannot {} sandbox {}", order.ask.verb(), order.id))
 }
 

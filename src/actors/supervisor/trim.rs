@@ -14,7 +14,7 @@ pub(super) const INTERVAL: Duration = Duration::from_secs(30);
 
 pub(super) async fn trim(dirs: Vec<PathBuf>) {
     for dir in dirs {
-        let bounded = tokio::task::spawn_blocking(move || Files::new(&dir).bound().map_err(|error| chain(&error)));
+        let bounded = crate::blocking::DATA.run(move || Files::new(&dir).bound().map_err(|error| chain(&error)));
         if let Ok(Err(error)) = bounded.await {
             warn!(error, "cannot bound the files of a sandbox");
         }

@@ -12,12 +12,14 @@ use futures::FutureExt;
 use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
+use super::VmActor;
+use super::deadline::{in_window, stored};
 use super::merge::Merged;
 use super::perform::{Job, Output, lost};
 use super::revive::parts;
 use crate::disk::{Format, RootDisk, Stamp};
 use crate::error::{ErrorCode, Failure, chain};
-use crate::fork::{Capture, FrozenMemory, Plan, Recipe, Report, Want};
+use crate::fork::{Capture, Facts, FrozenMemory, Plan, Recipe, Report, Want, choose};
 use crate::hypervisor::Vmm;
 use crate::hypervisor::snapshot::SnapshotMemory;
 use crate::hypervisor::wire::MemoryLayout;
@@ -50,21 +52,43 @@ struct Ready {
     prepare: Duration,
 }
 
+impl VmActor {
+    /// How this sandbox would be captured now; none without a VMM.
+    pub(super) fn capture_plan(&self) -> Option<Plan> {
+        let (known, disks) = (self.record.vmm.as_ref()?, self.record.disks.as_ref()?);
+        let layout = self.record.memory_layout();
+        Some(choose(Facts { version: &known.version, layout: &layout, format: disks.root.format }))
+    }
+}
+
 impl Job {
     pub(super) async fn pause(self) -> Result<Output, Failure> {
         let vmm = self.vmm.clone().ok_or_else(|| lost("VMM"))?;
-        vmm.pause().await?;
-        Ok(Output::Nothing)
+        let pause = async {
+            let Err(error) = vmm.pause().await else { return Ok(Output::Nothing) };
+            // Whether it is paused is not known: it is shown as running, and so it must run.
+            let refused = Failure::from(error);
+            match self.run_on(&vmm).await {
+                Err(stays) if vmm.exited().now_or_never().is_none() => {
+                    Err(Failure { message: format!("{refused}; and {stays}"), ..refused })
+                }
+                _ => Err(refused),
+            }
+        };
+        self.in_capture(true, pause).await
     }
 
     /// A point in time for others; this sandbox goes on as it was.
     pub(super) async fn capture(self) -> Result<Output, Failure> {
         let ticket = self.ticket.clone().ok_or_else(|| lost("ticket"))?;
         let dir = self.tools.ports.disks.begin_capture().await?;
-        let captured = match self.op {
-            Op::Capture(Rest::Stopped) => self.capture_stopped(&dir, ticket.want()).await,
-            _ => self.capture_alive(&dir, ticket.want()).await,
+        let captured = async {
+            match self.op {
+                Op::Capture(Rest::Stopped) => self.capture_stopped(&dir, ticket.want()).await,
+                _ => self.capture_alive(&dir, ticket.want()).await,
+            }
         };
+        let captured = self.in_capture(self.op == Op::Capture(Rest::Started), captured).await;
         match captured {
             Ok((capture, output)) => {
                 ticket.settle(Ok(Arc::new(capture)));
@@ -181,6 +205,11 @@ impl Job {
     /// Memory and device state into the checkpoint. The VM stays paused, and the checkpoint is stored before this
     /// returns: whatever happens next, nothing of it is lost.
     pub(super) async fn suspend(self) -> Result<Output, Failure> {
+        let ran = self.record.phase != Phase::Paused;
+        self.in_capture(ran, self.suspend_in_order()).await
+    }
+
+    async fn suspend_in_order(&self) -> Result<Output, Failure> {
         let root = &self.record.disks.as_ref().ok_or_else(|| lost("disk"))?.root;
         let merged = match self.op {
             Op::Replace(_) => self.merge_first(root).await?,
@@ -232,7 +261,7 @@ impl Job {
         record.begin.copy = Some(report);
         record.phase = if durable { Phase::Stopping } else { Phase::Replacing };
         record.since = unix_millis();
-        self.tools.ports.store.put_sandbox(&record).await?;
+        stored(self.tools.ports.store.put_sandbox(&record)).await?;
         Ok(Output::Suspended { record: Box::new(record), since: began, merged })
     }
 
@@ -264,7 +293,7 @@ impl Job {
             };
             Ok((self.point(&dir, frozen, memory, checkpoint.size, self.record.begin.copy.clone()), root, stamp))
         };
-        match made.await {
+        match self.in_capture(false, made).await {
             Ok((capture, root, stamp)) => {
                 ticket.settle(Ok(Arc::new(capture)));
                 Ok(Output::Layered { root, stamp })
@@ -321,14 +350,17 @@ impl Job {
         };
         let memory = async {
             let taken = match &ready.delta {
-                Some(delta) => delta.take().await?,
+                Some(delta) => in_window("its memory", async { Ok(delta.take().await?) }).await?,
                 None => Taken::default(),
             };
             Ok::<_, Failure>((taken, began.elapsed()))
         };
         let disk = async {
             let frozen = match disk {
-                Some((root, dir)) => Some(self.tools.ports.disks.freeze(root, dir).await?),
+                Some((root, dir)) => {
+                    let freeze = async { Ok(self.tools.ports.disks.freeze(root, dir).await?) };
+                    Some(in_window("its disk", freeze).await?)
+                }
                 None => None,
             };
             Ok::<_, Failure>((frozen, began.elapsed()))

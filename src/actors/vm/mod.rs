@@ -14,8 +14,8 @@ use tracing::{info, warn};
 
 use super::ProxyActor;
 use crate::error::{ErrorCode, Failure};
+use crate::fork::Ticket;
 use crate::fork::plan::MemorySetting;
-use crate::fork::{Facts, Plan, Ticket, choose};
 use crate::hypervisor::{Exit, Vmm};
 use crate::messages::supervisor::ChildEnded;
 use crate::messages::vm::{Blueprint, Command, GetRecord, Reply, Resize, Source};
@@ -27,6 +27,7 @@ use crate::sandbox::{Action, Ask, Caller, Event, Machine, Make, Op, Phase, Recor
 
 pub mod adopt;
 mod copy;
+mod deadline;
 mod keep;
 mod merge;
 mod perform;
@@ -122,6 +123,8 @@ pub struct VmActor {
     source: Option<Source>,
     /// Who waits for the captures that were asked for.
     tickets: HashMap<Caller, Ticket>,
+    /// Why the next stop does not keep the memory.
+    note: Option<String>,
     /// What the resizes that were asked for shall change.
     resizes: HashMap<Caller, Resize>,
     /// The layers of its disk are being merged.
@@ -193,6 +196,7 @@ impl VmActor {
             blueprint: None,
             source: None,
             tickets: HashMap::new(),
+            note: None,
             resizes: HashMap::new(),
             merging: false,
             merged: None,
@@ -217,7 +221,7 @@ impl VmActor {
                 action => self.queue.push_back(action),
             }
         }
-        if self.machine.work().is_none_or(|(op, _)| !op.builds()) {
+        if self.machine.work().is_none_or(|(op, _)| !op.holds_place()) {
             self.permit = None;
         }
         self.pump(ctx);
@@ -341,6 +345,10 @@ impl VmActor {
     /// A new operation builds from the newest request: what this actor made before may be gone.
     fn begin(&mut self) {
         let Some((op, _)) = self.machine.work() else { return };
+        match (op, self.note.take()) {
+            (Op::Stop(_), Some(note)) => self.record.begin.note = Some(note),
+            (op, note) => self.note = note.filter(|_| !op.builds()),
+        }
         if op.builds() && !matches!(op, Op::Rescue { .. }) {
             self.timings.clear();
             self.record.error = None;
@@ -353,13 +361,6 @@ impl VmActor {
             self.record = Record { run: self.record.run, origin, begin, ..Record::new(spec, size, unix_millis()) };
             self.source = source;
         }
-    }
-
-    /// How this sandbox would be captured now; none without a VMM.
-    fn capture_plan(&self) -> Option<Plan> {
-        let (known, disks) = (self.record.vmm.as_ref()?, self.record.disks.as_ref()?);
-        let layout = self.record.memory_layout();
-        Some(choose(Facts { version: &known.version, layout: &layout, format: disks.root.format }))
     }
 
     /// Nothing has happened before the gate, and the process is found by its socket if the runner
@@ -492,6 +493,7 @@ impl Handler<Command> for VmActor {
         self.blueprint = extras.blueprint.or(self.blueprint.take());
         self.tickets.extend(extras.ticket.map(|ticket| (caller, ticket)));
         self.resizes.extend(extras.resize.map(|resize| (caller, resize)));
+        self.note = extras.note.or(self.note.take());
         if let Some(token) = extras.auth_token {
             self.record.spec.auth_token = Some(token);
             if self.machine.rest() == Some(Rest::Started)

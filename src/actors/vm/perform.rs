@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout};
 use tracing::warn;
 
 use super::Tools;
+use super::deadline::{STAGE_DEADLINE, late, stored};
 use super::merge::Merged;
 use super::restart::Traces;
 use crate::disk::{Format, Plan as DiskPlan, RootDisk, SandboxDisks, Seed, Stamp};
@@ -28,8 +29,6 @@ use crate::sandbox::{Op, Record, Rest, Size, Stage};
 const END_GRACE: Duration = Duration::from_secs(10);
 /// The same where the disk is removed next.
 const DISCARD_GRACE: Duration = Duration::from_millis(500);
-/// Longest time for a stage without a setting of its own. Flattening a large base is the slowest.
-const STAGE_DEADLINE: Duration = Duration::from_secs(15 * 60);
 /// How long keeping what is left of an end may delay what destroys it: a few small files.
 const TRACES: Duration = Duration::from_secs(2);
 /// How much of the guest's last output goes into an error.
@@ -119,12 +118,12 @@ impl Job {
 
     async fn save(&self) -> Result<Option<Record>, Failure> {
         let Some(must) = self.save else { return Ok(None) };
-        match self.tools.ports.store.put_sandbox(&self.record).await {
+        match stored(self.tools.ports.store.put_sandbox(&self.record)).await {
             Ok(()) => Ok(Some(self.record.clone())),
-            Err(error) if must => Err(error.into()),
-            Err(error) => {
+            Err(failure) if must => Err(failure),
+            Err(failure) => {
                 // A tear-down frees space and is repeated after a restart if its end is not stored.
-                warn!(sandbox = %self.record.id, error = %crate::error::chain(&error), "tear-down goes on although its intent could not be stored");
+                warn!(sandbox = %self.record.id, error = %failure, "tear-down goes on although its intent could not be stored");
                 Ok(None)
             }
         }
@@ -137,17 +136,7 @@ impl Job {
         if matches!(stage, Stage::Gate | Stage::Graft | Stage::Boot | Stage::Ready | Stage::PowerOff) {
             return self.stage(interrupted).await;
         }
-        timeout(STAGE_DEADLINE, self.stage(interrupted)).await.unwrap_or_else(|_| {
-            Err(Failure {
-                code: ErrorCode::Timeout,
-                message: format!(
-                    "stage {} of sandbox {id} did not end within {} s; look for a hanging disk or kernel (dmesg)",
-                    stage.name(),
-                    STAGE_DEADLINE.as_secs()
-                ),
-                certainty: Certainty::Unknown,
-            })
-        })
+        timeout(STAGE_DEADLINE, self.stage(interrupted)).await.unwrap_or_else(|_| Err(late(stage, &id)))
     }
 
     async fn stage(mut self, interrupted: oneshot::Receiver<()>) -> Result<Output, Failure> {
@@ -446,13 +435,13 @@ pub(super) fn socket_path(tools: &Tools, record: &Record) -> PathBuf {
 pub(super) async fn settle(tools: Tools, rest: Rest, record: Record, saved: Option<Record>) -> Option<Record> {
     let store = &tools.ports.store;
     let result = match rest {
-        Rest::Absent if saved.is_some() => store.remove_sandbox(&record.id).await.map(|()| None),
+        Rest::Absent if saved.is_some() => stored(store.remove_sandbox(&record.id)).await.map(|()| None),
         Rest::Absent => Ok(None),
         _ if saved.as_ref() == Some(&record) => return saved,
-        _ => store.put_sandbox(&record).await.map(|()| Some(record.clone())),
+        _ => stored(store.put_sandbox(&record)).await.map(|()| Some(record.clone())),
     };
-    result.unwrap_or_else(|error| {
-        warn!(sandbox = %record.id, error = %crate::error::chain(&error), "the result could not be stored; a restart finishes it again");
+    result.unwrap_or_else(|failure| {
+        warn!(sandbox = %record.id, error = %failure, "the result could not be stored; a restart finishes it again");
         saved
     })
 }

@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 use tracing::warn;
 
 use super::IdentityPolicy;
+use super::deadline::{STAGE_DEADLINE, late};
 use super::perform::{Job, Output, image_type, lost, overtaken};
 use crate::disk::{Graft, Stamp};
 use crate::error::{Certainty, ErrorCode, Failure, chain};
@@ -65,7 +67,9 @@ impl Job {
                 None => Ok(()),
             }
         };
-        let (disks, memory) = futures::future::join(disks, memory).await;
+        // Waiting for the source takes as long as it takes; what is made of it has the deadline of any stage.
+        let made = timeout(STAGE_DEADLINE, futures::future::join(disks, memory)).await;
+        let (disks, memory) = made.map_err(|_| late(self.stage, &self.record.id))?;
         memory?;
         Ok(Output::Grafted { disks: disks?, mac })
     }

@@ -4,6 +4,7 @@
 use futures::FutureExt;
 use tracing::warn;
 
+use super::deadline::stored;
 use super::perform::Job;
 use crate::disk::{Format, RootDisk, Stamp};
 use crate::error::{Failure, chain};
@@ -26,9 +27,9 @@ impl Job {
         }
         let mut record: Record = self.record.clone();
         record.checkpoint.as_mut()?.stamp = Some(stamp);
-        if let Err(error) = self.tools.ports.store.put_sandbox(&record).await {
+        if let Err(failure) = stored(self.tools.ports.store.put_sandbox(&record)).await {
             // It is found out again after a restart, as long as the VMM has not ended.
-            warn!(sandbox = %record.id, error = %chain(&error), "the disk of a checkpoint could not be stored");
+            warn!(sandbox = %record.id, error = %failure, "the disk of a checkpoint could not be stored");
         }
         Some(stamp)
     }

@@ -43,7 +43,7 @@ impl Process {
         tokio::spawn(async move {
             let status = end_of(&ready, pid).await;
             let asked = asked_of(question.load(Ordering::Relaxed));
-            let evidence = tokio::task::spawn_blocking(move || {
+            let evidence = crate::blocking::HOST.run(move || {
                 // Whoever was killed by us was not killed by the kernel, and most ends are no kill at all.
                 let killed = status == Status::Signal(libc::SIGKILL) && asked != Asked::Kill;
                 let out_of_memory = killed && oom::killed(&who);
