@@ -7,6 +7,7 @@
 //! | [`sandbox`], [`jobs`] | decisions: state machine, recovery, admission, job journal; no I/O |
 //! | [`actors`], [`messages`] | who owns what, and the vocabulary between them |
 //! | [`ports`] | the traits behind which all effects happen |
+//! | [`pressure`] | whether a volume is about to be full |
 //! | [`fork`] | decisions of a live fork: which recipe, what the capture is; no I/O |
 //! | [`forks`] | what a fork(2) must not copy |
 //! | [`hypervisor`], [`net`], [`disk`], [`memory`], [`snapshots`], [`store`], [`control_plane`], [`toolbox`] | the effects |
@@ -32,6 +33,7 @@ pub mod memory;
 pub mod messages;
 pub mod net;
 pub mod ports;
+pub mod pressure;
 pub mod sandbox;
 pub mod snapshots;
 pub mod store;
