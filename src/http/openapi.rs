@@ -4,7 +4,7 @@ use actix_web::HttpResponse;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{copies, error, health, proxy, sandboxes, serial, snapshots};
+use super::{copies, error, health, proxy, sandboxes, serial, snapshots, store};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -12,7 +12,8 @@ use super::{copies, error, health, proxy, sandboxes, serial, snapshots};
     paths(
         health::root, document, health::info, sandboxes::create, sandboxes::list, sandboxes::get, sandboxes::remove,
         sandboxes::start, sandboxes::stop, sandboxes::destroy, copies::fork, copies::clone, copies::pause,
-        copies::resume, copies::resize, snapshots::create, snapshots::exists, snapshots::info, snapshots::remove, serial::read, proxy::toolbox, proxy::port
+        copies::resume, copies::resize, snapshots::create, snapshots::exists, snapshots::info, snapshots::remove, serial::read, proxy::toolbox, proxy::port,
+        store::summary, store::backup
     ),
     components(schemas(error::ErrorBody)),
     modifiers(&Bearer),
@@ -47,6 +48,8 @@ mod tests {
             "/",
             "/openapi.json",
             "/info",
+            "/store",
+            "/store/backup",
             "/sandboxes",
             "/sandboxes/{id}",
             "/sandboxes/{id}/start",

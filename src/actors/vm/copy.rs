@@ -285,10 +285,10 @@ impl Job {
         let (device, memory) = parts(dir);
         let flush = async { self.tools.ports.disks.flush(root).await.map_err(Failure::from) };
         let delta = async {
-            match (self.record.memory_layout(), plan.recipe) {
-                (MemoryLayout::Private { path }, Recipe::Delta) if with_memory => {
+            match (&self.record.layout, plan.recipe) {
+                (Some(MemoryLayout::Private { path }), Recipe::Delta) if with_memory => {
                     let size = self.running().memory;
-                    let source = Source { process: vmm.identity().clone(), base: path, size };
+                    let source = Source { process: vmm.identity().clone(), base: path.clone(), size };
                     Ok(Some(self.tools.ports.memory.prepare(&source, &memory).await?))
                 }
                 _ => Ok::<_, Failure>(None),
@@ -364,9 +364,9 @@ impl Job {
     /// Completes the memory file.
     async fn keep(&self, ready: &Ready, durable: bool) -> Result<(), Failure> {
         let memory = &self.tools.ports.memory;
-        match (&ready.delta, self.record.memory_layout()) {
+        match (&ready.delta, &self.record.layout) {
             (Some(delta), _) => delta.keep(durable).await?,
-            (None, MemoryLayout::File { path }) => memory.share(&path, &ready.memory).await?,
+            (None, Some(MemoryLayout::File { path })) => memory.share(path, &ready.memory).await?,
             (None, _) => memory.share(&ready.device.join("memory-ranges"), &ready.memory).await?,
         }
         if durable {

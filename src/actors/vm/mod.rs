@@ -344,11 +344,11 @@ impl VmActor {
         }
     }
 
-    /// How this sandbox would be captured now; none without a VMM.
+    /// How this sandbox would be captured now; none without a VM.
     fn capture_plan(&self) -> Option<Plan> {
         let (known, disks) = (self.record.vmm.as_ref()?, self.record.disks.as_ref()?);
-        let layout = self.record.memory_layout();
-        Some(choose(Facts { version: &known.version, layout: &layout, format: disks.root.format }))
+        let layout = self.record.layout.as_ref()?;
+        Some(choose(Facts { version: &known.version, layout, format: disks.root.format }))
     }
 
     /// Nothing has happened before the gate, and the process is found by its socket if the runner
