@@ -37,7 +37,7 @@ use crate::pressure::Pressure;
 use crate::sandbox::Views;
 use crate::sandbox::admission::Defaults;
 use crate::snapshots::FileSnapshots;
-use crate::store::SledStore;
+use crate::store::{self, SledStore};
 use crate::toolbox::GuestToolbox;
 
 mod server;
@@ -202,7 +202,10 @@ fn identity(config: &Config) -> Identity {
 }
 
 async fn start(config: &Config, deaths: &Deaths) -> Result<Running, StartError> {
-    let ports = ports(config, SledStore::open(&config.paths.state)?)?;
+    let pressure = Pressure::default();
+    let options = store::Options { reserve: config.paths.state_reserve, pressure: pressure.clone() };
+    let store = SledStore::open_with(&config.paths.state, options)?;
+    let ports = ports(config, store.clone())?;
     let host = LinuxHost::new()?;
     let (views, routes, seen, recovered) = (Views::default(), Routes::default(), Seen::default(), Recovered::default());
     let identity = identity(config);
@@ -237,10 +240,12 @@ async fn start(config: &Config, deaths: &Deaths) -> Result<Running, StartError> 
         ch_binary: on_path(&config.ch_binary),
         work: work.clone(),
         recovered: recovered.clone(),
+        store: store.clone(),
     };
     // An actor that is dropped before its first poll starts in its drop, where no timer can be made.
     tokio::task::yield_now().await;
     let server = server::start(&config.http, state)?;
+    actix::spawn(store::watch(store));
 
     ports.network.prepare_host().await?;
     let loaded = ports.store.load().await?;

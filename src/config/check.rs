@@ -199,6 +199,7 @@ fn paths(r: &mut Reader) -> Option<Paths> {
     let sockets = r.parse("CH_SOCKETS_PATH", |text| parse::path(text).and_then(host::short_enough_for_sockets));
     let (sandboxes, snapshots) = (r.path("CH_SANDBOXES_PATH"), r.path("CH_SNAPSHOTS_PATH"));
     let (state, kernel) = (r.path("RUNNER_STATE_PATH"), r.path("CH_KERNEL_PATH"));
+    let state_reserve = r.parse("RUNNER_STATE_RESERVE", |text| parse::number(text, 1, 4096, " MiB"));
     let initramfs = r.optional("CH_INITRAMFS_PATH", parse::path);
     let base_image = base_image(r);
     let firmware = r.path("CH_FIRMWARE_PATH");
@@ -207,6 +208,7 @@ fn paths(r: &mut Reader) -> Option<Paths> {
         sandboxes: sandboxes?,
         snapshots: snapshots?,
         state: state?,
+        state_reserve: state_reserve.map(|mib| mib << 20)?,
         kernel: kernel?,
         initramfs: initramfs?,
         base_image: base_image?,

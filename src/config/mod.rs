@@ -84,6 +84,8 @@ pub struct Paths {
     pub snapshots: PathBuf,
     /// Directory of the store.
     pub state: PathBuf,
+    /// Bytes that are kept aside beside it against a full volume.
+    pub state_reserve: u64,
     /// Guest kernel.
     pub kernel: PathBuf,
     /// Guest initramfs; none when the kernel mounts its root by itself.

@@ -16,6 +16,7 @@ use crate::actors::reporter::Seen;
 use crate::actors::{ForkActor, Routes, SupervisorActor, Work};
 use crate::host::Identity;
 use crate::sandbox::Views;
+use crate::store::SledStore;
 
 pub mod auth;
 pub mod body;
@@ -29,6 +30,7 @@ pub mod proxy;
 pub mod sandboxes;
 pub mod serial;
 pub mod snapshots;
+pub mod store;
 
 pub use auth::Token;
 
@@ -57,6 +59,8 @@ pub struct State {
     pub work: Work,
     /// False until stored sandboxes are recovered.
     pub recovered: Recovered,
+    /// What is stored.
+    pub store: SledStore,
 }
 
 /// Whether the stored sandboxes are recovered.
@@ -88,6 +92,8 @@ pub fn configure(state: State) -> impl FnOnce(&mut web::ServiceConfig) {
                     .wrap(ErrorHandlers::new().default_handler(in_one_shape))
                     .wrap(auth)
                     .service(resource("/info", web::get().to(health::info)))
+                    .service(resource("/store", web::get().to(store::summary)))
+                    .service(resource("/store/backup", web::get().to(store::backup)))
                     .service(
                         web::resource("/drain")
                             .route(web::get().to(drain::get))

@@ -4,7 +4,7 @@ use actix_web::HttpResponse;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{copies, crashes, drain, error, health, proxy, sandboxes, serial, snapshots};
+use super::{copies, crashes, drain, error, health, proxy, sandboxes, serial, snapshots, store};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -14,7 +14,8 @@ use super::{copies, crashes, drain, error, health, proxy, sandboxes, serial, sna
         sandboxes::start, sandboxes::stop, sandboxes::destroy, copies::fork, copies::clone, copies::pause,
         copies::resume, copies::resize, snapshots::create, snapshots::exists, snapshots::info, snapshots::remove, serial::read,
         crashes::list, crashes::read, proxy::toolbox, proxy::port,
-        drain::get, drain::begin, drain::end
+        drain::get, drain::begin, drain::end,
+        store::summary, store::backup
     ),
     components(schemas(error::ErrorBody)),
     modifiers(&Bearer),
@@ -50,6 +51,8 @@ mod tests {
             "/openapi.json",
             "/info",
             "/drain",
+            "/store",
+            "/store/backup",
             "/sandboxes",
             "/sandboxes/{id}",
             "/sandboxes/{id}/start",

@@ -185,23 +185,17 @@ pub struct Record {
     pub disks: Option<SandboxDisks>,
     /// The VMM, once its process runs.
     pub vmm: Option<Known>,
-    /// What the memory of the VMM's VM is made of; none in records of the first version: shared.
-    #[serde(default)]
+    /// What the memory of the VMM's VM is made of; none before a VM was first made.
     pub layout: Option<MemoryLayout>,
     /// Virtual CPUs and memory of the running VM, where a resize waits for the next boot.
-    #[serde(default)]
     pub running: Option<Size>,
     /// The guest's MAC, where it is not the sandbox's own: a copied guest has that of its source.
-    #[serde(default)]
     pub mac: Option<[u8; 6]>,
     /// The memory that the next start goes on from.
-    #[serde(default)]
     pub checkpoint: Option<Checkpoint>,
     /// Where it came from.
-    #[serde(default)]
     pub origin: Option<Origin>,
     /// How the present run began.
-    #[serde(default)]
     pub begin: Begin,
     /// Rises with every start: connections of an old run never meet a new one.
     pub run: u64,
@@ -251,10 +245,5 @@ impl Record {
     /// The guest's MAC.
     pub fn guest_mac(&self) -> [u8; 6] {
         self.mac.unwrap_or_else(|| crate::net::addresses::guest_mac(&self.id))
-    }
-
-    /// What the memory of its VM is made of.
-    pub fn memory_layout(&self) -> MemoryLayout {
-        self.layout.clone().unwrap_or(MemoryLayout::Shared)
     }
 }

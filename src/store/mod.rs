@@ -12,9 +12,17 @@ use crate::jobs::journal::Entry;
 use crate::net::Slot;
 use crate::sandbox::Record;
 
+pub mod backup;
+mod engine;
+pub mod format;
+mod hex;
+mod migrate;
+pub mod quarantine;
+pub mod reserve;
 pub mod sled;
 
-pub use sled::SledStore;
+pub use engine::{Engine, Summary};
+pub use sled::{Options, SledStore, watch};
 
 /// What can go wrong with the store.
 #[derive(Debug, thiserror::Error)]
@@ -81,12 +89,75 @@ pub enum Error {
         /// What serde said.
         source: serde_json::Error,
     },
+    /// A record lacks what its format demands.
+    #[error("the record of {what} in the state store cannot be read: {reason}")]
+    Unfit {
+        /// The record.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A record lies under a key that is not its own.
+    #[error("the record of {what} in the state store is that of {inside}")]
+    Misplaced {
+        /// The record by its key.
+        what: String,
+        /// What it says of itself.
+        inside: String,
+    },
+    /// A record was written by a newer version; it stays where it is.
+    #[error(
+        "the record of {what} in the state store has format {found}, this version reads up to {known}; it is left as it is: install the newer runner again"
+    )]
+    NewerRecord {
+        /// The record.
+        what: String,
+        /// Format found.
+        found: u8,
+        /// Highest format known.
+        known: u8,
+    },
+    /// There is no such record in quarantine.
+    #[error("there is no record {key} in quarantine; runner-ch store quarantine list names those that are")]
+    NotQuarantined {
+        /// What was asked for.
+        key: String,
+    },
+    /// A quarantined record cannot go back.
+    #[error("{key} stays in quarantine: {reason}")]
+    StaysQuarantined {
+        /// The record.
+        key: String,
+        /// Why.
+        reason: String,
+    },
+    /// A backup could not be written.
+    #[error("cannot write the backup")]
+    Backup(#[source] std::io::Error),
+    /// There is no room for a backup beside the store.
+    #[error(
+        "cannot make a backup: no space left on device: it takes up to {wanted} bytes beside the store {path}, and {free} are free; free some space"
+    )]
+    NoRoom {
+        /// The store's directory.
+        path: PathBuf,
+        /// Bytes it takes.
+        wanted: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
+        let code = match error {
+            Error::NotQuarantined { .. } => ErrorCode::NotFound,
+            Error::StaysQuarantined { .. } => ErrorCode::Conflict,
+            Error::NoRoom { .. } => ErrorCode::NoSpace,
+            _ => ErrorCode::Internal,
+        };
         // A failed write may be on disk all the same; the next write of the key replaces it.
-        Failure::from_error(ErrorCode::Internal, Certainty::Unknown, &error)
+        Failure::from_error(code, Certainty::Unknown, &error)
     }
 }
 
@@ -97,7 +168,8 @@ pub struct Loaded {
     pub sandboxes: Vec<Record>,
     /// Job journal.
     pub jobs: Vec<Entry>,
-    /// Records that could not be read; they stay in the store.
+    /// Records that could not be read; they stay in the store, in quarantine or, if they are of a newer version, where
+    /// they are.
     pub unreadable: Vec<Unreadable>,
 }
 
@@ -108,7 +180,7 @@ pub struct Unreadable {
     pub sandbox: Option<SandboxId>,
     /// The network slot that is still legible in it.
     pub slot: Option<Slot>,
-    /// Kind and key, and why it cannot be read.
+    /// Kind and key, why it cannot be read, and what to do.
     pub reason: String,
 }
 

@@ -1,250 +1,249 @@
-//! The store on sled 0.34: two trees of JSON values with a format byte in front.
+//! The store on sled 0.34, for actors: calls are queued in the order in which they are made, and a blocking thread
+//! carries them out. Writes that wait at the same time share one flush.
 
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{BufWriter, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
+use tokio::sync::oneshot;
 
-use super::{Error, Loaded, Store, Unreadable};
+use super::engine::{Change, Engine, Summary, write_error};
+use super::format::{self, Keyed, Kind};
+use super::reserve::NEEDED;
+use super::{Error, Loaded, Store};
 use crate::ids::{JobId, SandboxId};
 use crate::jobs::journal::Entry;
-use crate::net::Slot;
+use crate::pressure::Pressure;
 use crate::sandbox::Record;
 
-/// Format of the values: first byte of each, and of the store as a whole.
-const FORMAT: u8 = 1;
-/// What a record is about, in errors.
-const SANDBOX: &str = "sandbox";
-const FORMAT_KEY: &[u8] = b"format";
-/// sled reserves this much for its cache; its default is 1 GiB.
-const CACHE_BYTES: u64 = 16 << 20;
-/// An ending runner lets go of the lock a moment after its successor starts.
-const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+/// Writes that share one flush at most; what they take together is below [`NEEDED`].
+const BATCH: usize = 64;
+/// Time between two looks at the volume.
+const LOOK: Duration = Duration::from_secs(1);
 
-/// The store in a directory, locked against a second runner.
-#[derive(Debug, Clone)]
+/// How the store is opened.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Bytes of the reserve against a full volume; 0 for none.
+    pub reserve: u64,
+    /// Where it is told that space is low.
+    pub pressure: Pressure,
+}
+
+type Call = Box<dyn FnOnce(&mut Engine) + Send>;
+
+enum Task {
+    Write(Change, oneshot::Sender<::sled::Result<()>>),
+    Call(Call),
+}
+
+/// The store in a directory, locked against a second runner. Cheap to clone; HTTP workers have one, too.
+#[derive(Clone)]
 pub struct SledStore {
-    db: ::sled::Db,
-    sandboxes: ::sled::Tree,
-    jobs: ::sled::Tree,
+    engine: Arc<Mutex<Engine>>,
+    queue: Arc<Mutex<VecDeque<Task>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl SledStore {
-    /// Opens or makes the store. Blocks: call it before the arbiter has work.
+    /// [`SledStore::open_with`] without a reserve.
+    ///
+    /// # Errors
+    /// As [`SledStore::open_with`].
     pub fn open(path: &Path) -> Result<Self, Error> {
-        private_directory(path).map_err(|source| Error::Directory { path: path.to_owned(), source })?;
-        let db = open_patiently(path)?;
-        let open = |name: &str| db.open_tree(name).map_err(|source| Error::Open { path: path.to_owned(), source });
-        check_format(&db, path)?;
-        Ok(Self { sandboxes: open("sandboxes")?, jobs: open("jobs")?, db })
+        Self::open_with(path, Options::default())
     }
 
-    async fn put<T: Serialize>(&self, tree: &::sled::Tree, key: &str, what: &str, value: &T) -> Result<(), Error> {
-        let mut bytes = vec![FORMAT];
-        serde_json::to_writer(&mut bytes, value)
-            .map_err(|source| Error::Corrupt { what: format!("{what} {key}"), source })?;
-        let written = tree.insert(key, bytes).map(drop);
-        self.durable(written, || format!("{what} {key}")).await
+    /// Opens or makes the store, and brings it to the newest format. Blocks: call it before the arbiter has work.
+    ///
+    /// # Errors
+    /// Another process holds it, a newer version has written it, or it cannot be read or written.
+    pub fn open_with(path: &Path, options: Options) -> Result<Self, Error> {
+        let mut engine = Engine::open(path, options.reserve, options.pressure)?;
+        engine.upgrade()?;
+        Ok(Self { engine: Arc::new(Mutex::new(engine)), queue: Arc::default() })
     }
 
-    async fn durable(&self, written: ::sled::Result<()>, what: impl Fn() -> String) -> Result<(), Error> {
-        written.map_err(|source| Error::Write { what: what(), source })?;
-        let db = self.db.clone();
-        // Not `flush_async`: a few dozen of them at once never end (measured with 0.34.7).
-        let flushed = tokio::task::spawn_blocking(move || db.flush()).await;
-        let flushed = flushed.unwrap_or_else(|error| Err(std::io::Error::other(error).into()));
-        flushed.map(drop).map_err(|source| Error::Write { what: what(), source })
+    /// How the store stands.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub async fn summary(&self) -> Result<Summary, Error> {
+        self.call("the state store", Engine::summary).await
+    }
+
+    /// A backup of this instant, in a file without a name that goes away with its last handle. Writes wait meanwhile:
+    /// as long as it takes to copy the records to that file, not as long as somebody takes to read it.
+    ///
+    /// # Errors
+    /// There is no room for it, or the store cannot be read.
+    pub async fn backup(&self) -> Result<File, Error> {
+        self.call("the state store", |engine| {
+            let (wanted, free) = engine.room_for_dump()?;
+            if let Some(free) = free
+                && free < wanted + NEEDED
+            {
+                return Err(Error::NoRoom { path: engine.path().to_owned(), wanted: wanted + NEEDED, free });
+            }
+            let flags = rustix::fs::OFlags::TMPFILE.bits() as i32;
+            let file = File::options().read(true).write(true).mode(0o600).custom_flags(flags).open(engine.path());
+            let mut out = BufWriter::new(file.map_err(Error::Backup)?);
+            engine.dump(&mut out)?;
+            let mut file = out.into_inner().map_err(|error| Error::Backup(error.into_error()))?;
+            file.flush().and_then(|()| file.rewind()).map_err(Error::Backup)?;
+            Ok(file)
+        })
+        .await
+    }
+
+    /// Compares the volume with what the store needs.
+    pub async fn look(&self) {
+        let looked = self.call("the volume of the state store", |engine| {
+            engine.space.look();
+            Ok(())
+        });
+        // What it sees is told by the flag and the log.
+        let _ = looked.await;
+    }
+
+    /// Queued at once; carried out also when nobody waits any more.
+    fn put<T: Serialize + Keyed>(&self, kind: Kind, record: &T) -> LocalBoxFuture<'static, Result<(), Error>> {
+        let key = record.key();
+        match format::encode(kind, key, record) {
+            Ok(bytes) => self.write(kind.name(key.as_bytes()), Change::Put(kind, key.as_bytes().to_owned(), bytes)),
+            Err(error) => futures::future::err(error).boxed_local(),
+        }
+    }
+
+    fn write(&self, what: String, change: Change) -> LocalBoxFuture<'static, Result<(), Error>> {
+        let (reply, answer) = oneshot::channel();
+        lock(&self.queue).push_back(Task::Write(change, reply));
+        let work = self.work();
+        async move {
+            work.await;
+            let done = answer.await.unwrap_or_else(|_| Err(std::io::Error::other("the store has failed").into()));
+            done.map_err(|source| write_error(&what, source))
+        }
+        .boxed_local()
+    }
+
+    fn call<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        call: impl FnOnce(&mut Engine) -> Result<T, Error> + Send + 'static,
+    ) -> impl Future<Output = Result<T, Error>> + 'static {
+        let (reply, answer) = oneshot::channel();
+        let call = move |engine: &mut Engine| {
+            // Whoever asked may have gone.
+            let _ = reply.send(call(engine));
+        };
+        lock(&self.queue).push_back(Task::Call(Box::new(call)));
+        let work = self.work();
+        async move {
+            work.await;
+            let failed = || std::io::Error::other("the store has failed").into();
+            answer.await.unwrap_or_else(|_| Err(Error::Read { what: what.to_owned(), source: failed() }))
+        }
+    }
+
+    /// Carries out what is queued. Whoever gets the engine works for all: the others find their answers there.
+    fn work(&self) -> impl Future<Output = ()> + 'static {
+        let (engine, queue) = (self.engine.clone(), self.queue.clone());
+        // Its panic shows in the answers that are missing.
+        tokio::task::spawn_blocking(move || work_off(&mut lock(&engine), &queue)).map(drop)
     }
 }
 
-/// Open retries for a moment while another process holds the lock, then says so.
-fn open_patiently(path: &Path) -> Result<::sled::Db, Error> {
-    let config = ::sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(Some(500));
-    let started = Instant::now();
+fn work_off(engine: &mut Engine, queue: &Mutex<VecDeque<Task>>) {
     loop {
-        match config.open() {
-            Ok(db) => return Ok(db),
-            Err(source) if !is_locked(&source) => return Err(Error::Open { path: path.to_owned(), source }),
-            Err(source) if started.elapsed() >= LOCK_PATIENCE => {
-                return Err(Error::InUse { path: path.to_owned(), source });
-            }
-            Err(_) => std::thread::sleep(Duration::from_millis(50)),
-        }
-    }
-}
-
-fn is_locked(error: &::sled::Error) -> bool {
-    // sled wraps the lock's WouldBlock into an `Other` error with this text.
-    matches!(error, ::sled::Error::Io(io) if io.kind() == std::io::ErrorKind::WouldBlock
-        || io.to_string().contains("could not acquire lock"))
-}
-
-fn private_directory(path: &Path) -> std::io::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-    // The journal holds job payloads, and those hold tokens.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
-}
-
-fn check_format(db: &::sled::Db, path: &Path) -> Result<(), Error> {
-    let io = |source| Error::Open { path: path.to_owned(), source };
-    match db.get(FORMAT_KEY).map_err(io)? {
-        Some(value) => match value.first() {
-            Some(&found) if found > FORMAT => Err(Error::Newer { path: path.to_owned(), found, known: FORMAT }),
-            _ => Ok(()),
-        },
-        None => {
-            db.insert(FORMAT_KEY, &[FORMAT]).map_err(io)?;
-            db.flush().map(drop).map_err(io)
-        }
-    }
-}
-
-fn decode<T: DeserializeOwned>(what: &str, key: &[u8], value: &[u8]) -> Result<T, Error> {
-    let what = || format!("{what} {}", String::from_utf8_lossy(key));
-    match value.split_first() {
-        Some((&FORMAT, json)) => serde_json::from_slice(json).map_err(|source| Error::Corrupt { what: what(), source }),
-        Some((&found, _)) if found > FORMAT => Err(Error::Newer { path: PathBuf::from(what()), found, known: FORMAT }),
-        _ => Err(Error::Corrupt { what: what(), source: serde::de::Error::custom("empty or unknown format") }),
-    }
-}
-
-/// The slot of a record that cannot be read as a whole: it must not be given to somebody else.
-fn slot(value: &[u8]) -> Option<Slot> {
-    let json: serde_json::Value = serde_json::from_slice(value.get(1..)?).ok()?;
-    serde_json::from_value(json.get("slot")?.clone()).ok()
-}
-
-fn read_all<T: DeserializeOwned>(
-    tree: &::sled::Tree,
-    what: &str,
-    unreadable: &mut Vec<Unreadable>,
-) -> Result<Vec<T>, Error> {
-    let mut found = Vec::new();
-    for entry in tree.iter() {
-        let (key, value) = entry.map_err(|source| Error::Read { what: what.to_owned(), source })?;
-        match decode(what, &key, &value) {
-            Ok(record) => found.push(record),
-            Err(error) => {
-                let name = String::from_utf8_lossy(&key);
-                let sandbox = (what == SANDBOX).then(|| name.parse().ok()).flatten();
-                unreadable.push(Unreadable { sandbox, slot: slot(&value), reason: crate::error::chain(&error) });
+        let (mut changes, mut replies) = (Vec::new(), Vec::new());
+        let mut next = None;
+        {
+            let mut queue = lock(queue);
+            while changes.len() < BATCH {
+                match queue.pop_front() {
+                    Some(Task::Write(change, reply)) => {
+                        changes.push(change);
+                        replies.push(reply);
+                    }
+                    Some(Task::Call(call)) => {
+                        next = Some(call);
+                        break;
+                    }
+                    None => break,
+                }
             }
         }
+        if changes.is_empty() && next.is_none() {
+            return;
+        }
+        if !changes.is_empty() {
+            let done = engine.commit(&changes);
+            for reply in replies {
+                // Whoever asked may have gone.
+                let _ = reply.send(done.clone());
+            }
+        }
+        if let Some(call) = next {
+            call(engine);
+        }
     }
-    Ok(found)
+}
+
+/// Looks at the volume again and again: a reserve that was given back is made again without anybody's doing.
+pub async fn watch(store: SledStore) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        store.look().await;
+    }
 }
 
 impl Store for SledStore {
     fn load(&self) -> LocalBoxFuture<'_, Result<Loaded, Error>> {
-        async move {
-            let mut loaded = Loaded::default();
-            loaded.sandboxes = read_all(&self.sandboxes, SANDBOX, &mut loaded.unreadable)?;
-            loaded.jobs = read_all(&self.jobs, "job", &mut loaded.unreadable)?;
-            Ok(loaded)
-        }
-        .boxed_local()
+        self.call("the state store", Engine::load).boxed_local()
     }
 
     fn sandbox<'a>(&'a self, id: &'a SandboxId) -> LocalBoxFuture<'a, Result<Option<Record>, Error>> {
-        async move {
-            let found = self
-                .sandboxes
-                .get(id.as_str())
-                .map_err(|source| Error::Read { what: format!("sandbox {id}"), source })?;
-            found.map(|value| decode("sandbox", id.as_str().as_bytes(), &value)).transpose()
-        }
-        .boxed_local()
+        let key = id.as_str().as_bytes().to_owned();
+        let read = self.call("a sandbox", move |engine| match engine.get(Kind::Sandbox, &key)? {
+            Some(bytes) => format::decode(Kind::Sandbox, &key, &bytes).map(Some),
+            None => Ok(None),
+        });
+        read.boxed_local()
     }
 
     fn put_sandbox<'a>(&'a self, record: &'a Record) -> LocalBoxFuture<'a, Result<(), Error>> {
-        self.put(&self.sandboxes, record.id.as_str(), "sandbox", record).boxed_local()
+        self.put(Kind::Sandbox, record)
     }
 
     fn remove_sandbox<'a>(&'a self, id: &'a SandboxId) -> LocalBoxFuture<'a, Result<(), Error>> {
-        let removed = self.sandboxes.remove(id.as_str()).map(drop);
-        self.durable(removed, move || format!("the removal of sandbox {id}")).boxed_local()
+        let keys = vec![id.as_str().as_bytes().to_owned()];
+        self.write(format!("the removal of sandbox {id}"), Change::Remove(Kind::Sandbox, keys))
     }
 
     fn put_job<'a>(&'a self, entry: &'a Entry) -> LocalBoxFuture<'a, Result<(), Error>> {
-        self.put(&self.jobs, entry.job.id.as_str(), "job", entry).boxed_local()
+        self.put(Kind::Job, entry)
     }
 
     fn remove_jobs<'a>(&'a self, ids: &'a [JobId]) -> LocalBoxFuture<'a, Result<(), Error>> {
-        let mut batch = ::sled::Batch::default();
-        for id in ids {
-            batch.remove(id.as_str());
-        }
-        let removed = self.jobs.apply_batch(batch);
-        self.durable(removed, || "the removal of old jobs".to_owned()).boxed_local()
+        let keys = ids.iter().map(|id| id.as_str().as_bytes().to_owned()).collect();
+        self.write("the removal of old jobs".to_owned(), Change::Remove(Kind::Job, keys))
     }
 
     fn flush(&self) -> LocalBoxFuture<'_, Result<(), Error>> {
-        self.durable(Ok(()), || "the last changes".to_owned()).boxed_local()
+        self.call("the state store", Engine::flush).boxed_local()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[actix::test]
-    async fn many_writers_at_once_all_come_to_an_end() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = SledStore::open(dir.path()).unwrap();
-        for round in 0..50 {
-            let entries: Vec<Entry> = (0..24).map(|n| Entry::for_tests(&format!("job-{round}-{n}"))).collect();
-            let written = futures::future::join_all(entries.iter().map(|entry| store.put_job(entry)));
-            let written = tokio::time::timeout(Duration::from_secs(20), written).await.expect("no writer hangs");
-            assert!(written.iter().all(Result::is_ok));
-        }
-        assert_eq!(store.load().await.unwrap().jobs.len(), 50 * 24);
-    }
-
-    #[actix::test]
-    async fn a_second_runner_is_told_who_is_in_the_way() {
-        let dir = tempfile::tempdir().unwrap();
-        let _first = SledStore::open(dir.path()).unwrap();
-        let error = SledStore::open(dir.path()).unwrap_err();
-        assert!(matches!(error, Error::InUse { .. }), "{error:?}");
-        assert!(error.to_string().contains("RUNNER_STATE_PATH"));
-    }
-
-    #[actix::test]
-    async fn a_newer_store_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        {
-            let store = SledStore::open(dir.path()).unwrap();
-            store.db.insert(FORMAT_KEY, &[FORMAT + 1]).unwrap();
-            store.db.flush().unwrap();
-        }
-        assert!(matches!(SledStore::open(dir.path()), Err(Error::Newer { .. })));
-    }
-
-    #[actix::test]
-    async fn a_corrupt_record_is_named_and_the_rest_is_read() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = SledStore::open(dir.path()).unwrap();
-        let entry = Entry::for_tests("good");
-        store.put_job(&entry).await.unwrap();
-        store.jobs.insert("bad", b"\x01{").unwrap();
-        let loaded = store.load().await.unwrap();
-        assert_eq!(loaded.jobs, [entry]);
-        assert_eq!(loaded.unreadable.len(), 1);
-        assert!(loaded.unreadable[0].reason.contains("bad"), "{:?}", loaded.unreadable);
-    }
-
-    #[actix::test]
-    async fn what_was_put_is_there_after_reopening() {
-        let dir = tempfile::tempdir().unwrap();
-        let entry = Entry::for_tests("one");
-        SledStore::open(dir.path()).unwrap().put_job(&entry).await.unwrap();
-        let store = SledStore::open(dir.path()).unwrap();
-        assert_eq!(store.load().await.unwrap().jobs, std::slice::from_ref(&entry));
-        store.remove_jobs(&[entry.job.id]).await.unwrap();
-        assert!(store.load().await.unwrap().jobs.is_empty());
-    }
-}
+mod tests;

@@ -61,7 +61,6 @@ fn set_aside(core: &Core, unreadable: Unreadable) {
         core.tools.slots.borrow_mut().claim(slot);
     }
     if let Some(id) = sandbox {
-        let reason = format!("{reason}; it is left as it is: start the runner's version that wrote it");
         core.tools.views.publish(View::unreadable(id.clone(), reason.clone()));
         core.children.borrow_mut().insert(id, Child::Lost(reason));
     }

@@ -56,8 +56,8 @@ impl VmActor {
     /// How this sandbox would be captured now; none without a VMM.
     pub(super) fn capture_plan(&self) -> Option<Plan> {
         let (known, disks) = (self.record.vmm.as_ref()?, self.record.disks.as_ref()?);
-        let layout = self.record.memory_layout();
-        Some(choose(Facts { version: &known.version, layout: &layout, format: disks.root.format }))
+        let layout = self.record.layout.as_ref()?;
+        Some(choose(Facts { version: &known.version, layout, format: disks.root.format }))
     }
 }
 
@@ -314,10 +314,10 @@ impl Job {
         let (device, memory) = parts(dir);
         let flush = async { self.tools.ports.disks.flush(root).await.map_err(Failure::from) };
         let delta = async {
-            match (self.record.memory_layout(), plan.recipe) {
-                (MemoryLayout::Private { path }, Recipe::Delta) if with_memory => {
+            match (&self.record.layout, plan.recipe) {
+                (Some(MemoryLayout::Private { path }), Recipe::Delta) if with_memory => {
                     let size = self.running().memory;
-                    let source = Source { process: vmm.identity().clone(), base: path, size };
+                    let source = Source { process: vmm.identity().clone(), base: path.clone(), size };
                     Ok(Some(self.tools.ports.memory.prepare(&source, &memory).await?))
                 }
                 _ => Ok::<_, Failure>(None),
@@ -396,9 +396,9 @@ impl Job {
     /// Completes the memory file.
     async fn keep(&self, ready: &Ready, durable: bool) -> Result<(), Failure> {
         let memory = &self.tools.ports.memory;
-        match (&ready.delta, self.record.memory_layout()) {
+        match (&ready.delta, &self.record.layout) {
             (Some(delta), _) => delta.keep(durable).await?,
-            (None, MemoryLayout::File { path }) => memory.share(&path, &ready.memory).await?,
+            (None, Some(MemoryLayout::File { path })) => memory.share(path, &ready.memory).await?,
             (None, _) => memory.share(&ready.device.join("memory-ranges"), &ready.memory).await?,
         }
         if durable {
