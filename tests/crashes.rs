@@ -2,8 +2,9 @@
 //! the steps of those that have several. After each kill a new runner must bring the host, the store and the API to
 //! where the uninterrupted run brings them, and leave nothing.
 //!
-//! `RUNNER_CRASH_ROUNDS=double` lets the second runner die as well, at each point of the job in turn; the default is
-//! `single`. `make crash` runs both. Each test prints its table.
+//! `CRASH_ROUNDS=all` takes all points, also those between which nothing changes; `double` lets the second runner die
+//! as well, at each point of the job and of the recovery in turn. By default every third round has a second kill.
+//! Each test prints how many points it has met.
 
 mod common;
 #[path = "crashes/harness.rs"]

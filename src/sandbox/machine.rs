@@ -195,6 +195,8 @@ impl Machine {
             (Rest::Started | Rest::Paused, Ask::Capture) if self.replaces => Op::Replace(rest),
             (Rest::Started | Rest::Paused | Rest::Stopped, Ask::Capture) => Op::Capture(rest),
             (Rest::Started | Rest::Paused | Rest::Stopped, Ask::Resize) => Op::Resize(rest),
+            (Rest::Unknown, Ask::Stop(_)) => Op::Stop(StopMode::Kill),
+            (Rest::Unknown, _) => return self.answer(callers, Err(unknown()), actions),
             (Rest::Broken, Ask::Stop(_)) if self.disk => Op::Stop(StopMode::Kill),
             // Without a disk there is nothing that could rest as "stopped".
             (Rest::Broken, Ask::Stop(_)) => Op::Destroy,
@@ -408,6 +410,14 @@ fn not_found() -> Failure {
 
 fn not_running() -> Failure {
     Failure::new(ErrorCode::Conflict, "the sandbox is not running; start it first")
+}
+
+fn unknown() -> Failure {
+    Failure::new(
+        ErrorCode::Conflict,
+        "it cannot be found out whether the sandbox runs (GET /sandboxes/{id} says why), so nothing is done to it; it is \
+         looked at again by itself; mend what is in the way, or stop or destroy it",
+    )
 }
 
 fn broken() -> Failure {

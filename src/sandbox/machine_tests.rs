@@ -368,7 +368,7 @@ proptest! {
                 Some(Rest::Started | Rest::Paused) => {
                     prop_assert!(host.disk && host.network && host.vmm, "{host:?}");
                 }
-                Some(Rest::Broken) | None => {}
+                Some(Rest::Broken | Rest::Unknown) | None => {}
             }
             Ok(())
         };

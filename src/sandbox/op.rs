@@ -83,6 +83,8 @@ pub enum Rest {
     Paused,
     /// A tear-down failed: something may be left on the host. Stop and destroy try again.
     Broken,
+    /// What became of it cannot be found out: it may run. Left alone and looked at again; stop and destroy act.
+    Unknown,
 }
 
 impl Rest {

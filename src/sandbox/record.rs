@@ -88,7 +88,8 @@ impl Phase {
             Rest::Stopped => Some(Phase::Stopped),
             Rest::Started => Some(Phase::Started),
             Rest::Paused => Some(Phase::Paused),
-            Rest::Broken => Some(Phase::Broken),
+            // Never stored: what cannot be looked at keeps the phase that it had.
+            Rest::Broken | Rest::Unknown => Some(Phase::Broken),
         }
     }
 

@@ -74,6 +74,9 @@ pub struct Restarts {
     /// It is owed a start at that time, in milliseconds since 1970, until it has succeeded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub due: Option<u64>,
+    /// That start is owed whatever the policy: the runner itself has ended its VMM, to put another one in its place.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub replaced: bool,
     /// It ended too often and is not started any more until somebody asks for it.
     #[serde(default)]
     pub given_up: bool,
@@ -96,6 +99,7 @@ impl Restarts {
     pub fn ended(&mut self, settings: Settings, cause: Cause, now: u64, chance: u16) -> Decision {
         let decision = self.decide(settings, cause, now, chance);
         self.given_up = matches!(decision, Decision::GiveUp(_));
+        self.replaced = false;
         self.due = match decision {
             Decision::Restart(pause) => Some(now.saturating_add(millis(pause))),
             Decision::Rest | Decision::GiveUp(_) => None,
@@ -127,6 +131,16 @@ impl Restarts {
         }
         // Those before a long run are forgotten by now, so that the pause is short again.
         Decision::Restart(pause(count - 1, chance))
+    }
+
+    /// Its VMM was ended to be replaced, and the exchange was cut off: it is owed a start at once.
+    pub fn replace(&mut self, now: u64) {
+        (self.due, self.replaced) = (Some(now), true);
+    }
+
+    /// It has been started.
+    pub fn started(&mut self) {
+        (self.due, self.replaced) = (None, false);
     }
 
     /// How long to wait at `now` for the start that is owed; none if none is. Never longer than a pause can be, even

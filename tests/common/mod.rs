@@ -250,7 +250,7 @@ impl Host {
     pub fn in_guest(&self, id: &str, command: &str) -> String {
         let body = serde_json::json!({ "command": command }).to_string();
         let answer = self.http().post(&format!("/sandboxes/{id}/toolbox/process/execute"), &body);
-        assert_eq!(answer.status, 200, "{}", answer.body);
+        assert_eq!(answer.status, 200, "{}\n{}", answer.body, self.log());
         answer.json()["result"].as_str().unwrap_or_default().trim_end().to_owned()
     }
 

@@ -93,7 +93,9 @@ pub fn enumerate(name: &str, story: &Story) {
     let host = host;
     let mut bench = Bench { host: &host, story, rounds: 0 };
     let (expected, points) = bench.undisturbed();
-    let double = std::env::var("RUNNER_CRASH_ROUNDS").is_ok_and(|rounds| rounds == "double");
+    let rounds = std::env::var("CRASH_ROUNDS").unwrap_or_default();
+    let (all, double) = (rounds == "all" || rounds == "double", rounds == "double");
+    let points = if all { points } else { distinct(points) };
     let began = Instant::now();
     let mut met = BTreeMap::<Met, usize>::new();
     for (index, point) in points.iter().enumerate() {
@@ -308,6 +310,17 @@ impl Bench<'_> {
         let recovery = RECOVERY.iter().map(|point| ((*point).to_owned(), 1));
         points.iter().cloned().chain(recovery).collect()
     }
+}
+
+/// Without the points before an effect that directly follow the end of another one: nothing has changed in between.
+fn distinct(points: Vec<Point>) -> Vec<Point> {
+    let mut after = false;
+    let kept = points.into_iter().filter(|(name, _)| {
+        let same = after && name.ends_with(":before");
+        after = name.ends_with(":after");
+        !same
+    });
+    kept.collect()
 }
 
 /// Names with how often each was reached, in order.

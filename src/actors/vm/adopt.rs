@@ -1,15 +1,22 @@
 //! Finding a stored sandbox again on the host, without touching its guest.
 
 use std::rc::Rc;
+use std::time::Duration;
 
-use super::Tools;
+use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
+use tracing::info;
+
 use super::perform::socket_path;
+use super::{Tools, VmActor};
 use crate::error::chain;
 use crate::hypervisor::{Exit, Launch, Vmm};
 use crate::messages::proxy::OpenRoute;
 use crate::net::Namespace;
 use crate::sandbox::recovery::{Continue, Evidence, decide};
 use crate::sandbox::{Action, Machine, Op, Phase, Record, Rest};
+
+/// Between two looks at a sandbox of which it could not be found out whether it runs.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// What was found of a stored sandbox.
 #[derive(Default)]
@@ -83,11 +90,46 @@ pub(super) fn machine(record: &Record, adopted: &Adopted) -> (Machine, Vec<Actio
         Continue::Rest(rest) => return (at(rest), Vec::new()),
         // A stop that was asked for takes the reason of an end away; this one was not.
         Continue::Do(Op::Stop(_)) if record.phase == Phase::Stopping && record.error.is_some() => (Op::Clear, None),
-        Continue::LeaveAlone => return (at(Rest::Broken), Vec::new()),
+        Continue::LeaveAlone => return (at(Rest::Unknown), Vec::new()),
         Continue::Do(op) => (op, None),
         Continue::Then(op, ask) => (op, Some(ask)),
     };
     let mut machine = at(Rest::Broken);
     let first = machine.begin(op, then);
     (machine, first)
+}
+
+impl VmActor {
+    /// What could not be found out may be found out later.
+    pub(super) fn look_again_later(&mut self, ctx: &mut Context<Self>) {
+        if self.machine.rest() == Some(Rest::Unknown) {
+            ctx.run_later(LOOK_AGAIN, Self::look_again);
+        }
+    }
+
+    fn look_again(&mut self, ctx: &mut Context<Self>) {
+        if self.machine.rest() != Some(Rest::Unknown) {
+            return;
+        }
+        // As it is stored: the words of the last look are no part of it.
+        let record = self.saved.clone().unwrap_or_else(|| self.record.clone());
+        let tools = self.tools.clone();
+        let look = async move {
+            let adopted = adopt(&tools, &record).await;
+            (record, adopted)
+        };
+        ctx.spawn(look.into_actor(self).map(|(record, adopted), act, ctx| {
+            // A stop or destroy came meanwhile, and finds out in its own way.
+            if act.machine.rest() != Some(Rest::Unknown) || act.performing {
+                return;
+            }
+            if let Some(reason) = adopted.trouble {
+                act.record.error = Some(reason);
+                act.publish();
+                return act.look_again_later(ctx);
+            }
+            info!(sandbox = %act.record.id, runs = adopted.vmm.is_some(), "the sandbox can be looked at again");
+            act.found(record, adopted, ctx);
+        }));
+    }
 }

@@ -154,21 +154,40 @@ impl VmActor {
     }
 
     /// The actor of a stored sandbox, given what the host shows of it.
-    pub fn stored(tools: Tools, incarnation: u64, mut record: Record, mut adopted: Adopted) -> Self {
-        let saved = Some(record.clone());
-        if let Some(reason) = &adopted.trouble {
-            record.error = Some(reason.clone());
-        }
+    pub fn stored(tools: Tools, incarnation: u64, record: Record, mut adopted: Adopted) -> Self {
         let end = adopted.end.take();
+        let saved = Some(record.clone());
         let (machine, first) = adopt::machine(&record, &adopted);
+        let trouble = adopted.trouble.take();
         let mut actor = Self::with(tools, incarnation, record, saved, machine, adopted);
         actor.begun = true;
         actor.first = first;
-        if let Some(exit) = end {
-            actor.found_ended(&exit);
-        }
-        actor.reconsider();
+        actor.judge(trouble, end);
         actor
+    }
+
+    /// A stored sandbox that could not be looked at before has been found, alive or not.
+    fn found(&mut self, record: Record, mut adopted: Adopted, ctx: &mut Context<Self>) {
+        let (machine, first) = adopt::machine(&record, &adopted);
+        (self.record, self.machine) = (record, machine);
+        (self.vmm, self.netns) = (adopted.vmm.take(), adopted.netns.take());
+        self.judge(None, adopted.end.take());
+        self.watch(ctx);
+        self.apply(first, ctx);
+        self.await_restart(ctx);
+    }
+
+    /// What follows from how a stored sandbox was found.
+    fn judge(&mut self, trouble: Option<String>, end: Option<Exit>) {
+        match trouble {
+            Some(reason) => self.record.error = Some(reason),
+            None if self.record.phase == Phase::Replacing => self.record.restarts.replace(unix_millis()),
+            None => {}
+        }
+        if let Some(exit) = end {
+            self.found_ended(&exit);
+        }
+        self.reconsider();
     }
 
     fn with(
@@ -324,7 +343,7 @@ impl VmActor {
             // What is stored from here on must not promise a disk.
             Stage::Erase => (self.record.disks, self.record.checkpoint) = (None, None),
             // The start that was owed is made.
-            Stage::Commit => self.record.restarts.due = None,
+            Stage::Commit => self.record.restarts.started(),
             // It ends because somebody asked for it.
             Stage::PowerOff | Stage::End if matches!(op, Some(Op::Stop(_))) => {
                 self.record.error = None;
@@ -406,7 +425,12 @@ impl VmActor {
                 Event::StageFailed(done.stage, failure)
             }
         };
+        let replacing = matches!(act.machine.work(), Some((Op::Replace(_), _)));
         let actions = act.step(event);
+        if replacing && matches!(act.machine.work(), Some((Op::UndoStart, _))) {
+            // Stored with the first step of that, so that a crash does not leave it stopped.
+            act.record.restarts.replace(unix_millis());
+        }
         act.apply(actions, ctx);
     }
 
@@ -469,6 +493,7 @@ impl Actor for VmActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         let first = std::mem::take(&mut self.first);
+        self.look_again_later(ctx);
         self.watch(ctx);
         self.apply(first, ctx);
         self.await_restart(ctx);

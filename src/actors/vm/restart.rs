@@ -160,7 +160,8 @@ impl VmActor {
 
     /// The operator may have changed the policy since a start was decided.
     pub(super) fn reconsider(&mut self) {
-        if self.tools.settings.restart.policy == Policy::Never && self.record.restarts.due.take().is_some() {
+        let kept = self.tools.settings.restart.policy != Policy::Never || self.record.restarts.replaced;
+        if !kept && self.record.restarts.due.take().is_some() {
             self.tools.views.tell(&self.record.id);
         }
     }

@@ -21,6 +21,7 @@ impl VmActor {
             state: match self.machine.work() {
                 // A paused source stays paused, whatever is done to its VMM meanwhile.
                 Some((Op::Replace(Rest::Paused), _)) => WireState::Paused,
+                None if self.machine.rest() == Some(Rest::Unknown) => WireState::Unknown,
                 None if self.record.restarts.due.is_some() => WireState::Starting,
                 None if self.machine.rest() == Some(Rest::Stopped) && self.record.restarts.given_up => WireState::Error,
                 _ => Phase::of(&self.machine).map_or(WireState::Destroyed, WireState::from),
