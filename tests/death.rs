@@ -297,3 +297,21 @@ fn an_api_that_was_away_is_told_when_it_is_back() {
     let taken = || puts(&host).iter().filter(|put| put.http_status == 200).count();
     eventually("it is told once", || (taken() == 1).then_some(()));
 }
+
+#[test]
+fn nothing_is_kept_on_a_disk_that_is_almost_full_and_nothing_else_suffers() {
+    let mut host = host();
+    let small = host.path("small");
+    std::fs::create_dir(&small).unwrap();
+    nix::mount::mount(Some("tmpfs"), &small, Some("tmpfs"), nix::mount::MsFlags::empty(), Some("size=32m")).unwrap();
+    host.set("CH_SANDBOXES_PATH", small.display().to_string());
+    let runner = with_box(&host);
+    murder(pid(&host));
+    ended(&host);
+    eventually("it is said", || host.log().contains("the disk is almost full: nothing is kept").then_some(()));
+    assert_eq!(host.http().get("/sandboxes/box/crashes").json(), json!([]));
+    host.completed(&host.api.start_sandbox("box").unwrap());
+    host.completed(&host.api.destroy_sandbox("box").unwrap());
+    assert!(runner.stop().success());
+    nix::mount::umount2(&small, nix::mount::MntFlags::MNT_DETACH).unwrap();
+}
