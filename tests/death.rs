@@ -151,8 +151,13 @@ fn a_guest_that_panics_while_it_boots_fails_its_start_at_once() {
     leftovers::none(&host);
 }
 
-/// A memory cgroup with that limit, where this machine lets one be made.
-struct Group(PathBuf);
+/// A memory cgroup with that limit, where this machine lets one be made. Its parent is kept open, because the host's own
+/// /sys hides it.
+struct Group {
+    parent: std::fs::File,
+    name: String,
+    dir: PathBuf,
+}
 
 impl Group {
     fn new(bytes: u64) -> Option<Self> {
@@ -160,8 +165,8 @@ impl Group {
         for (root, limit) in [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")] {
             let dir = PathBuf::from(root).join(&name);
             if std::fs::create_dir(&dir).is_ok() {
-                let group = Self(dir);
-                if std::fs::write(group.0.join(limit), bytes.to_string()).is_ok() {
+                let group = Self { parent: std::fs::File::open(root).unwrap(), name: name.clone(), dir };
+                if std::fs::write(group.dir.join(limit), bytes.to_string()).is_ok() {
                     return Some(group);
                 }
             }
@@ -172,7 +177,16 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir(&self.0);
+        use nix::unistd::{UnlinkatFlags, unlinkat};
+        // The last process may still be on its way out of it.
+        let gone = (0..200).any(|_| {
+            let removed = unlinkat(&self.parent, self.name.as_str(), UnlinkatFlags::RemoveDir).is_ok();
+            if !removed {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            removed
+        });
+        assert!(gone || std::thread::panicking(), "{} is left", self.dir.display());
     }
 }
 
@@ -183,7 +197,7 @@ fn a_vmm_that_the_kernel_kills_for_want_of_memory() {
         eprintln!("skipped: no memory cgroup can be made here");
         return;
     };
-    let procs = std::fs::OpenOptions::new().write(true).open(group.0.join("cgroup.procs")).unwrap();
+    let procs = std::fs::OpenOptions::new().write(true).open(group.dir.join("cgroup.procs")).unwrap();
     let mut host = host();
     // Memory of the process itself, not of a file that the kernel could write back.
     host.set("RUNNER_MEMORY", "shared");
