@@ -34,7 +34,8 @@ pub struct Ports {
     pub control_plane: Rc<dyn ControlPlane>,
 }
 
-/// Milliseconds since 1970, for records and logs only; nothing is decided by it.
+/// Milliseconds since 1970, for records and logs. Nothing is decided by it but how soon a sandbox that ended unasked is
+/// started again, which must survive the runner and bears a clock that is set.
 pub fn unix_millis() -> u64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)

@@ -151,8 +151,13 @@ fn a_guest_that_panics_while_it_boots_fails_its_start_at_once() {
     leftovers::none(&host);
 }
 
-/// A memory cgroup with that limit, where this machine lets one be made.
-struct Group(PathBuf);
+/// A memory cgroup with that limit, where this machine lets one be made. Its parent is kept open, because the host's own
+/// /sys hides it.
+struct Group {
+    parent: std::fs::File,
+    name: String,
+    dir: PathBuf,
+}
 
 impl Group {
     fn new(bytes: u64) -> Option<Self> {
@@ -160,8 +165,8 @@ impl Group {
         for (root, limit) in [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")] {
             let dir = PathBuf::from(root).join(&name);
             if std::fs::create_dir(&dir).is_ok() {
-                let group = Self(dir);
-                if std::fs::write(group.0.join(limit), bytes.to_string()).is_ok() {
+                let group = Self { parent: std::fs::File::open(root).unwrap(), name: name.clone(), dir };
+                if std::fs::write(group.dir.join(limit), bytes.to_string()).is_ok() {
                     return Some(group);
                 }
             }
@@ -172,7 +177,16 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir(&self.0);
+        use nix::unistd::{UnlinkatFlags, unlinkat};
+        // The last process may still be on its way out of it.
+        let gone = (0..200).any(|_| {
+            let removed = unlinkat(&self.parent, self.name.as_str(), UnlinkatFlags::RemoveDir).is_ok();
+            if !removed {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            removed
+        });
+        assert!(gone || std::thread::panicking(), "{} is left", self.dir.display());
     }
 }
 
@@ -183,7 +197,7 @@ fn a_vmm_that_the_kernel_kills_for_want_of_memory() {
         eprintln!("skipped: no memory cgroup can be made here");
         return;
     };
-    let procs = std::fs::OpenOptions::new().write(true).open(group.0.join("cgroup.procs")).unwrap();
+    let procs = std::fs::OpenOptions::new().write(true).open(group.dir.join("cgroup.procs")).unwrap();
     let mut host = host();
     // Memory of the process itself, not of a file that the kernel could write back.
     host.set("RUNNER_MEMORY", "shared");
@@ -296,4 +310,22 @@ fn an_api_that_was_away_is_told_when_it_is_back() {
     assert!(row.error_reason.unwrap().contains("signal 9"));
     let taken = || puts(&host).iter().filter(|put| put.http_status == 200).count();
     eventually("it is told once", || (taken() == 1).then_some(()));
+}
+
+#[test]
+fn nothing_is_kept_on_a_disk_that_is_almost_full_and_nothing_else_suffers() {
+    let mut host = host();
+    let small = host.path("small");
+    std::fs::create_dir(&small).unwrap();
+    nix::mount::mount(Some("tmpfs"), &small, Some("tmpfs"), nix::mount::MsFlags::empty(), Some("size=32m")).unwrap();
+    host.set("CH_SANDBOXES_PATH", small.display().to_string());
+    let runner = with_box(&host);
+    murder(pid(&host));
+    ended(&host);
+    eventually("it is said", || host.log().contains("the disk is almost full: nothing is kept").then_some(()));
+    assert_eq!(host.http().get("/sandboxes/box/crashes").json(), json!([]));
+    host.completed(&host.api.start_sandbox("box").unwrap());
+    host.completed(&host.api.destroy_sandbox("box").unwrap());
+    assert!(runner.stop().success());
+    nix::mount::umount2(&small, nix::mount::MntFlags::MNT_DETACH).unwrap();
 }

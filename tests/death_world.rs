@@ -206,6 +206,8 @@ fn after_a_reboot_of_the_host_all_that_ran_are_started_as_many_at_once_as_may() 
     });
     machine.host.0.borrow_mut().vmms.clear();
     machine.host.0.borrow_mut().post_mortem = Some(Exit::HostRebooted);
+    // Longer than the jitter, so that they meet.
+    machine.host.twist("boot", Twist::Slow, 4);
     for _ in 0..3 {
         machine.life(async |world: World| {
             for id in &boxes[..4] {
