@@ -2,8 +2,13 @@
 //! of it, so that not even the store could be flushed any more. Each kind of work gets a share; the rest is left to
 //! the store.
 
+use std::time::Duration;
+
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinError;
+use tokio::time::timeout;
+
+use crate::error::{Certainty, ErrorCode, Failure};
 
 /// Threads of the runtime's pool (the default of tokio, which actix keeps).
 pub const POOL: usize = 512;
@@ -15,6 +20,31 @@ const DATA_PLACES: usize = POOL / 2;
 /// What is asked of the host itself: processes, their last words.
 pub static HOST: Lane = Lane::new(HOST_PLACES);
 const HOST_PLACES: usize = POOL / 4;
+
+/// Longest time for a look at files that takes milliseconds on a disk that works.
+pub const LOOK: Duration = Duration::from_secs(60);
+
+/// Waits for work on the data volume, but not for ever. What is given up may still happen.
+///
+/// # Errors
+/// [`ErrorCode::Timeout`] with what was tried, and the work's own.
+pub async fn in_time<T, E: Into<Failure>>(
+    what: &str,
+    limit: Duration,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, Failure> {
+    match timeout(limit, work).await {
+        Ok(done) => done.map_err(Into::into),
+        Err(_) => Err(Failure {
+            code: ErrorCode::Timeout,
+            message: format!(
+                "cannot {what}: it did not end within {} s; look for a hanging disk (dmesg)",
+                limit.as_secs()
+            ),
+            certainty: Certainty::Unknown,
+        }),
+    }
+}
 
 /// A share of the pool.
 #[derive(Debug)]
@@ -57,9 +87,6 @@ impl Lane {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
-    use std::time::Duration;
-
-    use tokio::time::timeout;
 
     use super::*;
     use crate::jobs::journal::Entry;

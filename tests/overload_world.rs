@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use runner_ch::error::ErrorCode;
+use runner_ch::messages::fork::TakeSnapshot;
 use runner_ch::sandbox::capacity::Limits;
 use runner_ch::sandbox::{Ask, StopMode};
 
@@ -311,4 +312,32 @@ fn a_start_that_hangs_anywhere_ends_and_gives_its_place_back() {
             world.host.assert_nothing_left();
         });
     }
+}
+
+/// What a copy or snapshot leaves to be removed, or writes, may hang: who asked gets an answer all the same.
+#[test]
+fn a_disk_that_hangs_beside_a_copy_or_snapshot_holds_nobody_for_ever() {
+    Machine::new().life(async |world: World| {
+        world.create("source").await.unwrap();
+        world.ask("source", Ask::Stop(StopMode::Checkpoint)).await.unwrap();
+        world.host.twist("end_capture", Twist::Hangs, 1);
+        let began = tokio::time::Instant::now();
+        let copies = world.fork("source", &["copy"]).await.unwrap();
+        copies[0].1.as_ref().expect("the copy is made");
+        assert!(began.elapsed() < Duration::from_secs(120), "{:?}", began.elapsed());
+
+        world.host.twist("save", Twist::Hangs, 1);
+        let take = TakeSnapshot {
+            source: "source".parse().unwrap(),
+            reference: "org/point".parse().unwrap(),
+            name: "point".to_owned(),
+            memory: false,
+            by_job: false,
+        };
+        let failure = world.forks.send(take.clone()).await.unwrap().unwrap_err();
+        assert_eq!(failure.code, ErrorCode::Timeout);
+        assert!(failure.message.contains("cannot make snapshot org/point"), "{failure}");
+        world.forks.send(take).await.unwrap().expect("and then it works");
+        assert!(world.work.underway().is_empty());
+    });
 }

@@ -14,15 +14,18 @@ use tracing::{debug, info, warn};
 use super::{Deaths, ended};
 use crate::app::service_health;
 use crate::backoff::Backoff;
-use crate::control_plane::{ControlPlane, Error as ApiError, Retry, StateUpdate};
+use crate::blocking::in_time;
+use crate::control_plane::{ControlPlane, Error as ApiError, Retry, ServiceHealth, StateUpdate};
 use crate::disk::Space;
-use crate::error::{Failure, chain};
+use crate::error::{ErrorCode, Failure, chain};
 use crate::host::{self, HostMetrics, HostSnapshot, Identity, LinuxHost, SAMPLE_INTERVAL, Totals};
 use crate::ports::{Ports, unix_millis};
 use crate::sandbox::{View, Views, WireState};
 
 /// Between a healthcheck that was lost and the next.
 const AFTER_LOSS: Duration = Duration::from_secs(5);
+/// How long a healthcheck waits for the data volume.
+const VOLUME_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Pauses between tries to tell, or to compare, while the API is away.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
@@ -157,12 +160,20 @@ async fn tell(
     settings: &Settings,
     snapshot: HostSnapshot,
 ) -> Result<(), Failure> {
-    let space = ports.disks.space().await?;
-    let snapshots = ports.disks.snapshot_count().await?;
+    let mut services = vec![service_health(&settings.ch_binary)];
+    let volume = async { Ok::<_, Failure>((ports.disks.space().await?, ports.disks.snapshot_count().await?)) };
+    let (space, snapshots) = match (in_time("look at the data volume", VOLUME_DEADLINE, volume).await, seen.host()) {
+        (Ok(found), _) => found,
+        // The scheduler should know, and what was seen last is as good as it gets.
+        (Err(failure), Some((_, space, snapshots))) if failure.code == ErrorCode::Timeout => {
+            services.push(ServiceHealth::unhealthy("data-volume", failure.message));
+            (space, snapshots)
+        }
+        (Err(failure), _) => return Err(failure),
+    };
     seen.update(|now| now.host = Some((snapshot, space, snapshots)));
     let totals = totals(views, snapshots);
-    let body =
-        host::healthcheck(&snapshot, &space, &totals, &settings.identity, vec![service_health(&settings.ch_binary)]);
+    let body = host::healthcheck(&snapshot, &space, &totals, &settings.identity, services);
     Ok(ports.control_plane.healthcheck(&body).await?)
 }
 

@@ -9,6 +9,7 @@ use actix::{Actor, Addr, Context, Handler, Recipient, ResponseFuture};
 
 use super::work::{Rank, Underway};
 use super::{Deaths, Work, ended};
+use crate::blocking::{LOOK, in_time};
 use crate::error::{ErrorCode, Failure};
 use crate::fork::{Capture, Ticket};
 use crate::ids::SandboxId;
@@ -72,13 +73,13 @@ impl Core {
     /// Nobody needs the point in time any more.
     async fn end(&self, capture: &Capture) {
         let disks = &self.ports.disks;
-        let released = disks.release(&capture.disk).await;
+        let released = in_time("release a frozen disk", LOOK, disks.release(&capture.disk)).await;
         let ended = match &capture.dir {
-            Some(dir) => disks.end_capture(dir).await,
+            Some(dir) => in_time("remove a capture", LOOK, disks.end_capture(dir)).await,
             None => Ok(()),
         };
         for error in [released, ended].into_iter().filter_map(Result::err) {
-            tracing::warn!(error = %crate::error::chain(&error), "what a copy no longer needs could not be removed; the next start does");
+            tracing::warn!(%error, "what a copy no longer needs could not be removed; the next start does");
         }
     }
 }
@@ -146,7 +147,10 @@ impl Handler<FindSnapshot> for ForkActor {
 
     fn handle(&mut self, find: FindSnapshot, _: &mut Self::Context) -> Self::Result {
         let core = self.core.clone();
-        Box::pin(async move { Ok(core.ports.snapshots.find(&find.0).await?) })
+        Box::pin(async move {
+            let what = format!("look for snapshot {}", find.0);
+            in_time(&what, LOOK, core.ports.snapshots.find(&find.0)).await
+        })
     }
 }
 

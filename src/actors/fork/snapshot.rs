@@ -1,11 +1,13 @@
 //! Snapshots of sandboxes: a point in time that is kept under a name.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use tracing::warn;
 
 use super::Core;
-use crate::error::{ErrorCode, Failure, chain};
+use crate::blocking::{LOOK, in_time};
+use crate::error::{ErrorCode, Failure};
 use crate::fork::{Capture, Ticket, Want};
 use crate::ids::SnapshotRef;
 use crate::messages::fork::TakeSnapshot;
@@ -14,6 +16,9 @@ use crate::sandbox::Record;
 use crate::sandbox::record::Origin;
 use crate::snapshots::{Manifest, Save, SaveMemory};
 
+/// Longest time for a snapshot to be written: all of a disk where it cannot be cloned, and its memory.
+const SAVE: Duration = Duration::from_secs(3600);
+
 pub(super) async fn take(core: Rc<Core>, take: TakeSnapshot) -> Result<Manifest, Failure> {
     let TakeSnapshot { source, reference, .. } = &take;
     let taken = try_take(&core, &take).await;
@@ -21,7 +26,7 @@ pub(super) async fn take(core: Rc<Core>, take: TakeSnapshot) -> Result<Manifest,
 }
 
 async fn try_take(core: &Core, take: &TakeSnapshot) -> Result<Manifest, Failure> {
-    if let Some(found) = core.ports.snapshots.find(&take.reference).await? {
+    if let Some(found) = in_time("look for it", LOOK, core.ports.snapshots.find(&take.reference)).await? {
         return same(take, found.manifest);
     }
     let record = core.describe(&take.source).await?;
@@ -29,9 +34,10 @@ async fn try_take(core: &Core, take: &TakeSnapshot) -> Result<Manifest, Failure>
     let captured = core.capture(&take.source, &ticket, take.by_job).await;
     match (ticket.capture(), captured) {
         (Some(capture), _) => {
-            let saved = core.ports.snapshots.save(&save(take, &record, &capture)).await;
+            let save = save(take, &record, &capture);
+            let saved = in_time("write it", SAVE, core.ports.snapshots.save(&save)).await;
             core.end(&capture).await;
-            saved.map_err(Failure::from)
+            saved
         }
         (None, Err(failure)) => Err(failure),
         (None, Ok(())) => Err(Failure::new(ErrorCode::Internal, "nothing was captured (a defect of the runner)")),
@@ -76,17 +82,18 @@ fn save(take: &TakeSnapshot, record: &Record, capture: &Capture) -> Save {
 
 pub(super) async fn remove(core: Rc<Core>, reference: SnapshotRef) -> Result<bool, Failure> {
     let remove = async {
-        let dir = match core.ports.snapshots.find(&reference).await {
+        let dir = match in_time("read it", LOOK, core.ports.snapshots.find(&reference)).await {
             Ok(Some(found)) => found.dir,
             Ok(None) => return Ok(false),
             // What is damaged is to be removed, too.
-            Err(error) => {
-                warn!(%reference, error = %chain(&error), "a snapshot that cannot be read is removed");
+            Err(error) if error.code != ErrorCode::Timeout => {
+                warn!(%reference, %error, "a snapshot that cannot be read is removed");
                 core.ports.snapshots.dir(&reference)
             }
+            Err(error) => return Err(error),
         };
-        let users = core.ports.disks.users_of(&dir).await?;
-        Ok(core.ports.snapshots.remove(&reference, &users).await?)
+        let users = in_time("look for its users", LOOK, core.ports.disks.users_of(&dir)).await?;
+        in_time("remove its files", LOOK, core.ports.snapshots.remove(&reference, &users)).await
     };
     remove.await.map_err(|failure: Failure| failure.during(&format!("cannot remove snapshot {reference}")))
 }

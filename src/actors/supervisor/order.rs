@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use tracing::warn;
 
 use super::{Child, Core, VmActor};
+use crate::blocking::{LOOK, in_time};
 use crate::disk::{Format, RootDisk};
 use crate::error::{Certainty, ErrorCode, Failure};
 use crate::fork::{Capture, FrozenMemory, Ticket};
@@ -117,7 +118,8 @@ struct Start {
 /// sandbox is booted from the snapshot's disk, and the reason is kept.
 async fn warm(core: &Core, cold: Start, spec: &CreateSpec) -> Result<Start, Failure> {
     let Some(reference) = spec.snapshot.clone() else { return Ok(cold) };
-    let found = core.tools.ports.snapshots.find(&reference).await?;
+    let find = core.tools.ports.snapshots.find(&reference);
+    let found = in_time(&format!("look for snapshot {reference}"), LOOK, find).await?;
     let Some(Found { dir, manifest: Some(manifest), .. }) = found else { return Ok(cold) };
     let Some(memory) = &manifest.warm else { return Ok(cold) };
     let fits = spec.vcpus.is_none_or(|vcpus| vcpus == manifest.vcpus)
