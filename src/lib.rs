@@ -3,6 +3,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`app`] | builds everything, starts it, ends it in order |
+//! | [`cli`] | the command line: the daemon, or a command for the store |
 //! | [`config`], [`telemetry`], [`host`] | settings, logs, the machine |
 //! | [`sandbox`], [`jobs`] | decisions: state machine, recovery, admission, job journal; no I/O |
 //! | [`actors`], [`messages`] | who owns what, and the vocabulary between them |
@@ -21,6 +22,7 @@ pub mod actors;
 pub mod app;
 pub mod backoff;
 pub mod blocking;
+pub mod cli;
 pub mod config;
 pub mod control_plane;
 pub mod crash;

@@ -1,26 +1,21 @@
-//! The daemon: settings from the environment, logs, host checks, then [`runner_ch::app::run`].
+//! The daemon: settings from the environment, logs, host checks, then [`runner_ch::app::run`]. Or, with a command, what
+//! [`runner_ch::cli`] does.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
 use runner_ch::config::{Config, EX_CONFIG};
-use runner_ch::{app, telemetry};
+use runner_ch::{app, cli, telemetry};
 use tracing::{error, warn};
 
 /// How long blocking work may take after everything else has ended.
 const LAST_GRACE: Duration = Duration::from_secs(20);
 
-/// Runs Daytona sandboxes as Cloud Hypervisor microVMs on this host.
-///
-/// Takes no arguments; every setting is an environment variable. SERVER_URL and API_TOKEN are
-/// required. docs/configuration.md explains all of them.
-#[derive(Debug, Parser)]
-#[command(name = "runner-ch", version)]
-struct Arguments {}
-
 fn main() -> ExitCode {
-    Arguments::parse();
+    if let Some(command) = cli::Arguments::parse().command {
+        return cli::run(command);
+    }
     let config = match Config::from_process_env() {
         Ok(config) => config,
         Err(problems) => return refuse(&problems),

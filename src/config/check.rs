@@ -140,7 +140,7 @@ fn base_url(r: &mut Reader) -> Option<String> {
     Some(url)
 }
 
-fn token(r: &mut Reader) -> Option<Secret> {
+pub(super) fn token(r: &mut Reader) -> Option<Secret> {
     let name = preferred(r, "DAYTONA_RUNNER_TOKEN", "API_TOKEN");
     let token = r.parse(name, parse::token)?;
     if token.len() < WEAK_TOKEN {
@@ -159,7 +159,7 @@ fn poll_timeout(r: &mut Reader) -> Option<Duration> {
     Some(Duration::from_secs(timeout.min(LONGEST_POLL).as_secs()))
 }
 
-fn http(r: &mut Reader) -> Option<Http> {
+pub(super) fn http(r: &mut Reader) -> Option<Http> {
     let address =
         r.parse("RUNNER_HTTP_ADDRESS", |text| text.parse::<IpAddr>().map_err(|_| "an IP address to listen on".into()));
     let port = port(r);

@@ -19,6 +19,7 @@ use crate::sandbox::capacity::Limits;
 mod absent;
 mod check;
 mod host;
+pub mod offline;
 mod parse;
 mod problem;
 mod raw;
@@ -212,8 +213,7 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn from_process_env() -> Result<Self, Problems> {
-        let lossy = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
-        Self::load(std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value))))
+        Self::load(process_env())
     }
 
     /// Compares the settings with this machine: makes missing directories, looks for kernel, images,
@@ -224,6 +224,12 @@ impl Config {
     pub fn check_host(&self) -> Result<Warnings, Problems> {
         host::check(self)
     }
+}
+
+/// The environment of this process; what is no UTF-8 gets a replacement character, which no setting may have.
+pub fn process_env() -> impl Iterator<Item = (String, String)> {
+    let lossy = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+    std::env::vars_os().map(move |(name, value)| (lossy(name), lossy(value)))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use super::problem::{Problem, masked, shown};
 pub(super) const DEFAULTS: &str = include_str!("../../config/default.toml");
 
 /// Variable that names the configuration file.
-const FILE_VARIABLE: &str = "RUNNER_CONFIG_FILE";
+pub(super) const FILE_VARIABLE: &str = "RUNNER_CONFIG_FILE";
 
 /// Settings where an empty text is a value of its own and not "not set".
 const EMPTY_IS_A_VALUE: &[&str] = &["CH_INITRAMFS_PATH"];

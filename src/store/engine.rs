@@ -5,6 +5,7 @@
 //! (measured with 0.34.7). So a write that fails closes the database, opens it anew and is tried once more; nothing that
 //! was flushed is lost by that.
 
+use std::fs::File;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -22,6 +23,8 @@ use crate::pressure::Pressure;
 mod admin;
 pub use admin::{Counts, Summary};
 
+/// sled's file with the records, which it also locks.
+const FILE: &str = "db";
 const FORMAT_KEY: &[u8] = b"format";
 /// sled reserves this much for its cache; its default is 1 GiB.
 const CACHE_BYTES: u64 = 16 << 20;
@@ -48,6 +51,8 @@ pub struct Engine {
     path: PathBuf,
     /// None after a failure from which it could not be opened again; the next use tries.
     open: Option<Open>,
+    /// The last write failed: said once.
+    failing: bool,
     pub(super) space: Space,
 }
 
@@ -95,7 +100,7 @@ impl Engine {
             error => Err(error),
         })?;
         space.look();
-        let engine = Self { path: path.to_owned(), open: Some(open), space };
+        let engine = Self { path: path.to_owned(), open: Some(open), failing: false, space };
         match engine.format()? {
             Some(found) if found > STORE => Err(Error::Newer { path: path.to_owned(), found, known: STORE }),
             _ => Ok(engine),
@@ -127,11 +132,7 @@ impl Engine {
                 self.commit(chunk).map_err(|source| write_error("the upgrade of the records", source))?;
             }
         }
-        let raised = self.db().and_then(|open| {
-            open.db.insert(FORMAT_KEY, &[STORE])?;
-            open.db.flush().map(drop)
-        });
-        raised.map_err(|source| write_error("the format", source))?;
+        self.set_format(STORE)?;
         if let Some(found) = found {
             info!(path = %self.path.display(), from = found, to = STORE, records = count, "upgraded the state store");
         }
@@ -249,17 +250,24 @@ impl Engine {
     /// Makes these changes, in this order, and brings them to disk.
     pub(super) fn commit(&mut self, changes: &[Change]) -> ::sled::Result<()> {
         self.space.look();
-        let Err(first) = self.db().and_then(|open| open.apply(changes)) else { return Ok(()) };
-        warn!(path = %self.path.display(), error = %first, "the state store could not be written; opening it anew");
-        self.space.give_back();
-        // All of it must be gone before the lock is.
-        self.open = None;
-        let done = self.db().and_then(|open| open.apply(changes));
-        match &done {
-            Ok(()) => info!(path = %self.path.display(), "the state store works again"),
-            Err(error) => error!(path = %self.path.display(), %error, "the state store cannot be written"),
+        let first = self.db().and_then(|open| open.apply(changes));
+        let done = first.or_else(|error| {
+            if !self.failing {
+                warn!(path = %self.path.display(), %error, "the state store could not be written; opening it anew");
+            }
+            self.space.give_back();
+            // All of it must be gone before the lock is.
+            self.open = None;
+            let again = self.db().and_then(|open| open.apply(changes));
+            self.space.look();
+            again
+        });
+        match (&done, self.failing) {
+            (Ok(()), true) => info!(path = %self.path.display(), "the state store can be written again"),
+            (Err(error), false) => error!(path = %self.path.display(), %error, "the state store cannot be written"),
+            _ => {}
         }
-        self.space.look();
+        self.failing = done.is_err();
         done
     }
 
@@ -279,7 +287,16 @@ impl Engine {
         self.open.as_ref().ok_or_else(|| std::io::Error::other("the store is closed").into())
     }
 
-    fn format(&self) -> Result<Option<u8>, Error> {
+    /// Sets the format of the store as a whole.
+    pub(super) fn set_format(&mut self, format: u8) -> Result<(), Error> {
+        let raised = self.db().and_then(|open| {
+            open.db.insert(FORMAT_KEY, &[format])?;
+            open.db.flush().map(drop)
+        });
+        raised.map_err(|source| write_error("the format", source))
+    }
+
+    pub(super) fn format(&self) -> Result<Option<u8>, Error> {
         let Some(open) = &self.open else { return Ok(None) };
         let found = open.db.get(FORMAT_KEY);
         let found = found.map_err(|source| Error::Read { what: "the format".to_owned(), source })?;
@@ -289,6 +306,39 @@ impl Engine {
 
 pub(super) fn write_error(what: &str, source: ::sled::Error) -> Error {
     Error::Write { what: what.to_owned(), source }
+}
+
+/// Whether somebody holds the store in this directory; looked at without opening it.
+///
+/// # Errors
+/// Its file is there and cannot be opened.
+pub fn is_in_use(path: &Path) -> std::io::Result<bool> {
+    hold(path).map(|held| matches!(held, Hold::Others))
+}
+
+/// What came of trying to hold a store against everybody else.
+#[derive(Debug)]
+pub(super) enum Hold {
+    /// There is none.
+    Nothing,
+    /// Somebody else does.
+    Others,
+    /// Ours until this is dropped.
+    Ours(#[expect(dead_code, reason = "its lock goes with it")] File),
+}
+
+/// Takes the lock that sled takes (flock on its file `db`), without opening the database.
+pub(super) fn hold(path: &Path) -> std::io::Result<Hold> {
+    let file = match File::options().read(true).write(true).open(path.join(FILE)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Hold::Nothing),
+        Err(error) => return Err(error),
+    };
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Hold::Ours(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(Hold::Others),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Open retries for a moment while another process holds the lock, then says so.

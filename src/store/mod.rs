@@ -19,9 +19,10 @@ mod hex;
 mod migrate;
 pub mod quarantine;
 pub mod reserve;
+pub mod restore;
 pub mod sled;
 
-pub use engine::{Engine, Summary};
+pub use engine::{Engine, Summary, is_in_use};
 pub use sled::{Options, SledStore, watch};
 
 /// What can go wrong with the store.
@@ -154,11 +155,17 @@ impl From<Error> for Failure {
             Error::NotQuarantined { .. } => ErrorCode::NotFound,
             Error::StaysQuarantined { .. } => ErrorCode::Conflict,
             Error::NoRoom { .. } => ErrorCode::NoSpace,
+            Error::Write { source: ::sled::Error::Io(ref io), .. } if is_full(io) => ErrorCode::NoSpace,
             _ => ErrorCode::Internal,
         };
         // A failed write may be on disk all the same; the next write of the key replaces it.
         Failure::from_error(code, Certainty::Unknown, &error)
     }
+}
+
+/// sled's error does not show its cause as a source.
+fn is_full(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
 }
 
 /// Everything found at start. Records that cannot be read are named, not dropped: the rest works.

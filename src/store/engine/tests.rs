@@ -91,6 +91,7 @@ fn a_newer_store_is_refused_and_left_alone() {
     let engine = Engine {
         path: dir.path().to_owned(),
         open: Some(open_patiently(dir.path()).unwrap()),
+        failing: false,
         space: Space::new(dir.path(), 0, Pressure::default()),
     };
     assert_eq!(engine.format().unwrap(), Some(STORE + 1));

@@ -60,6 +60,14 @@ fn sandboxes_of_format_1() {
     assert_eq!((older.begin, older.running, older.mac), (Begin::default(), None, None));
 }
 
+/// Fields that are added to a record later must have a default, or a format of their own.
+#[test]
+fn sandboxes_of_format_2() {
+    for name in ["creating", "started", "stopped", "forked"] {
+        assert_eq!(sandbox(2, name), sandbox(1, name), "{name}");
+    }
+}
+
 #[test]
 fn jobs_of_format_1() {
     assert_eq!(job(1, "running").progress, Progress::Running);
