@@ -18,7 +18,7 @@ use super::snapshot::{Adaptation, files as saved};
 use super::vmm::process::{self, Process};
 use super::vmm::{CloudVmm, blocking, cause, or_ended};
 use super::wire::Ping;
-use super::{Error, Hypervisor, Known, Launch, ProcessIdentity, Version, Vmm};
+use super::{Error, Hypervisor, Known, Launch, ProcessIdentity, ProcessSeen, Version, Vmm, VmmSurvey};
 use crate::net::Namespace;
 pub use files::Files;
 use peer::{Finding, Peer};
@@ -80,6 +80,11 @@ impl CloudHypervisor {
             settings.binary = absolute;
         }
         Self { settings }
+    }
+
+    /// How VMMs are started and ended.
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// Asks the binary itself for its version, without starting a VMM: for start-up checks.
@@ -311,6 +316,18 @@ impl Hypervisor for CloudHypervisor {
 
     fn clear<'a>(&'a self, launch: &'a Launch) -> LocalBoxFuture<'a, Result<(), Error>> {
         Box::pin(self.sweep(launch))
+    }
+
+    fn survey<'a>(&'a self, sockets: &'a Path) -> LocalBoxFuture<'a, Result<VmmSurvey, Error>> {
+        Box::pin(self.look(sockets))
+    }
+
+    fn end_stray<'a>(&'a self, stray: &'a ProcessSeen) -> LocalBoxFuture<'a, Result<bool, Error>> {
+        Box::pin(self.end(stray))
+    }
+
+    fn remove_stale<'a>(&'a self, socket: &'a Path) -> LocalBoxFuture<'a, Result<bool, Error>> {
+        Box::pin(self.remove(socket))
     }
 
     fn adapt<'a>(
