@@ -12,6 +12,7 @@ use super::{Api, Config, Defaults, Http, LogConfig, LogFormat, Network, Paths, S
 use crate::actors::vm::IdentityPolicy;
 use crate::disk::StrategySetting;
 use crate::fork::plan::MemorySetting;
+use crate::ledger::RepairSetting;
 use crate::sandbox::StopMode;
 use crate::telemetry;
 
@@ -60,6 +61,8 @@ fn config(r: &mut Reader) -> Option<Config> {
     let stop_mode = r.parse("RUNNER_STOP_MODE", stop_mode);
     let fork_identity = r.parse("RUNNER_FORK_IDENTITY", fork_identity);
     let max_starting = r.parse("RUNNER_MAX_STARTING", max_starting);
+    let ledger_interval = seconds(r, "RUNNER_LEDGER_INTERVAL_SEC", SECOND, 24 * HOUR);
+    let ledger_repair = r.parse("RUNNER_LEDGER_REPAIR", ledger_repair);
     Some(Config {
         api: api?,
         http: http?,
@@ -78,6 +81,8 @@ fn config(r: &mut Reader) -> Option<Config> {
         stop_mode: stop_mode?,
         fork_identity: fork_identity?,
         max_starting: max_starting?,
+        ledger_interval: ledger_interval?,
+        ledger_repair: ledger_repair?,
         log: log?,
         warnings: Vec::new(),
         ignored: Vec::new(),
@@ -306,6 +311,14 @@ fn fork_identity(text: &str) -> Result<IdentityPolicy, String> {
         "request" => Ok(IdentityPolicy::Request),
         "off" => Ok(IdentityPolicy::Off),
         _ => Err("require, request or off".to_owned()),
+    }
+}
+
+fn ledger_repair(text: &str) -> Result<RepairSetting, String> {
+    match text {
+        "off" => Ok(RepairSetting::Off),
+        "auto" => Ok(RepairSetting::Auto),
+        _ => Err("off or auto".to_owned()),
     }
 }
 

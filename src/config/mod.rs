@@ -12,6 +12,7 @@ use crate::actors::vm::IdentityPolicy;
 use crate::disk::StrategySetting;
 use crate::fork::plan::MemorySetting;
 use crate::ids::LinkName;
+use crate::ledger::RepairSetting;
 use crate::net::addresses::Ipv4Net;
 use crate::sandbox::StopMode;
 
@@ -177,6 +178,10 @@ pub struct Config {
     pub fork_identity: IdentityPolicy,
     /// Sandboxes that may be created or started at the same time, at least 1.
     pub max_starting: usize,
+    /// Between two comparisons of the host with what should be on it.
+    pub ledger_interval: Duration,
+    /// Whether harmless leaks are removed without being asked.
+    pub ledger_repair: RepairSetting,
     /// Logging.
     pub log: LogConfig,
     /// Accepted, but probably not what was meant; for one log line each.

@@ -22,6 +22,7 @@ pub mod body;
 pub mod copies;
 pub mod error;
 pub mod health;
+pub mod ledger;
 pub mod openapi;
 pub mod proxy;
 pub mod sandboxes;
@@ -29,6 +30,7 @@ pub mod serial;
 pub mod snapshots;
 
 pub use auth::Token;
+pub use ledger::LedgerAccess;
 
 /// What the handlers share; cheap to clone, one per worker thread.
 #[derive(Clone)]
@@ -43,6 +45,8 @@ pub struct State {
     pub routes: Routes,
     /// Host and control plane as last seen.
     pub seen: Seen,
+    /// The host against what should be on it.
+    pub ledger: LedgerAccess,
     /// Who may use the API.
     pub token: Token,
     /// Version, address.
@@ -108,6 +112,8 @@ pub fn configure(state: State) -> impl FnOnce(&mut web::ServiceConfig) {
                     .service(resource("/snapshots/exists", web::get().to(snapshots::exists)))
                     .service(resource("/snapshots/info", web::get().to(snapshots::info)))
                     .service(resource("/snapshots/remove", web::post().to(snapshots::remove)))
+                    .service(resource("/ledger", web::get().to(ledger::show)))
+                    .service(resource("/ledger/repair", web::post().to(ledger::repair)))
                     .service(resource("/sandboxes/{id}/serial", web::get().to(serial::read)))
                     .route("/sandboxes/{id}/toolbox", web::to(proxy::forward))
                     .route("/sandboxes/{id}/toolbox/{tail:.*}", web::to(proxy::forward))

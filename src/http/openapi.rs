@@ -4,7 +4,7 @@ use actix_web::HttpResponse;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{copies, error, health, proxy, sandboxes, serial, snapshots};
+use super::{copies, error, health, ledger, proxy, sandboxes, serial, snapshots};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -12,7 +12,7 @@ use super::{copies, error, health, proxy, sandboxes, serial, snapshots};
     paths(
         health::root, document, health::info, sandboxes::create, sandboxes::list, sandboxes::get, sandboxes::remove,
         sandboxes::start, sandboxes::stop, sandboxes::destroy, copies::fork, copies::clone, copies::pause,
-        copies::resume, copies::resize, snapshots::create, snapshots::exists, snapshots::info, snapshots::remove, serial::read, proxy::toolbox, proxy::port
+        copies::resume, copies::resize, snapshots::create, snapshots::exists, snapshots::info, snapshots::remove, ledger::show, ledger::repair, serial::read, proxy::toolbox, proxy::port
     ),
     components(schemas(error::ErrorBody)),
     modifiers(&Bearer),
@@ -53,6 +53,8 @@ mod tests {
             "/sandboxes/{id}/stop",
             "/sandboxes/{id}/destroy",
             "/sandboxes/{id}/serial",
+            "/ledger",
+            "/ledger/repair",
             "/sandboxes/{id}/toolbox/{path}",
             "/sandboxes/{id}/proxy/{port}/{path}",
         ] {

@@ -83,7 +83,7 @@ async fn blueprint(core: &Core, order: &Order) -> Result<(Ask, Option<Box<Bluepr
     }
     let cold = admission::size(spec, core.defaults, cpus, memory)?;
     let mut made = Start { ask: order.ask, size: cold, source: None, note: None };
-    if order.ask == Ask::Create(Make::Boot) && !core.children.borrow().contains_key(&order.id) {
+    if order.ask == Ask::Create(Make::Boot) && !core.knows(&order.id) {
         made = warm(core, made, spec).await?;
     }
     let Start { ask, size, source, note } = made;
@@ -154,7 +154,7 @@ async fn child(core: &Core, order: &Order, blueprint: Option<&Blueprint>) -> Res
         let rebuilt = core.rebuilt.notified();
         match core.children.borrow().get(&order.id) {
             Some(Child::Live { addr, .. }) => return Ok(addr.clone()),
-            Some(Child::Rebuilding) => {}
+            Some(Child::Rebuilding | Child::Held) => {}
             Some(Child::Lost(reason)) => {
                 return Err(named(Failure::new(ErrorCode::Internal, reason.clone()), order));
             }
@@ -174,7 +174,7 @@ pub(super) async fn describe(core: Rc<Core>, id: crate::ids::SandboxId) -> Resul
         let message = "the runner is still recovering its sandboxes; try again in a moment";
         return Err(Failure::new(ErrorCode::Busy, message));
     }
-    if !core.children.borrow().contains_key(&id) {
+    if !core.knows(&id) {
         return Ok(None);
     }
     let addr = child(&core, &Order::new(id.clone(), Ask::Start), None).await?;

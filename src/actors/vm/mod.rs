@@ -33,6 +33,7 @@ mod perform;
 mod resize;
 mod revive;
 mod seal;
+mod stock;
 mod view;
 
 pub use adopt::Adopted;
