@@ -349,7 +349,7 @@ proptest! {
         let mut seen = host(&inventory);
         let (name, kind, what, change) = CHANGES[change];
         // Some foreign things stand in the place of what is changed.
-        if !matches!(kind, Kind::Namespace | Kind::Link | Kind::Socket | Kind::Mount) {
+        if !matches!(kind, Kind::Namespace | Kind::Link | Kind::Socket | Kind::Lock | Kind::Mount) {
             FOREIGN[foreign](&mut seen);
         }
         change(&mut seen);
