@@ -2,7 +2,7 @@
 //! those of [`crate::ledger`]; this actor looks, and repairs what it is told to.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -46,6 +46,8 @@ struct Core {
     turn: tokio::sync::Mutex<()>,
     /// When the last run began.
     began: Cell<Option<Instant>>,
+    /// How long each part took the last time.
+    micros: RefCell<BTreeMap<&'static str, u64>>,
     /// Parts of the host that are being looked at, also by a run that has given up on them.
     looking: Rc<RefCell<HashSet<&'static str>>>,
 }
@@ -74,6 +76,7 @@ impl LedgerActor {
             settings,
             turn: tokio::sync::Mutex::default(),
             began: Cell::new(None),
+            micros: RefCell::default(),
             looking: Rc::default(),
         };
         Self { core: Rc::new(core), deaths }.start()
@@ -165,10 +168,18 @@ impl Core {
     async fn look(&self) -> Result<Audit, Failure> {
         let before = self.inventory(false).await?;
         let (observed, mut blind) = self.observe().await;
+        let asked = Instant::now();
         let after = self.inventory(true).await?;
+        self.took("VMs", asked);
         blind.extend(observe::silent(&after));
         let differences = crate::ledger::compare(&Expected::between(&before, &after), &observed);
-        Ok(Audit { differences, caches: observe::caches(&observed), blind, ..Audit::default() })
+        let part_micros = self.micros.borrow().clone();
+        Ok(Audit { differences, part_micros, caches: observe::caches(&observed), blind, ..Audit::default() })
+    }
+
+    fn took(&self, part: &'static str, since: Instant) {
+        let micros = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.micros.borrow_mut().insert(part, micros);
     }
 
     async fn inventory(&self, ask_vmms: bool) -> Result<Inventory, Failure> {

@@ -51,6 +51,9 @@ pub struct Audit {
     pub at: u64,
     /// How long it took, in microseconds, without the pause between two looks.
     pub duration_micros: u64,
+    /// How long each part of the last look took, in microseconds; the surveys run side by side.
+    #[schema(value_type = Object)]
+    pub part_micros: BTreeMap<&'static str, u64>,
     /// How often the host was looked at: once, or twice when there was something to confirm.
     pub looks: u32,
     /// What counts.

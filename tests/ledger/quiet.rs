@@ -92,7 +92,7 @@ fn a_repair_never_touches_what_is_under_way() {
 fn a_look_at_hundreds_of_sandboxes() {
     let count: usize = std::env::var("RUNNER_LEDGER_SANDBOXES").map_or(200, |text| text.parse().expect("a number"));
     let host = Host::new();
-    let _runner = host.runner();
+    let runner = host.runner();
     host.completed(&host.api.create_sandbox(&host.spec("box-0")).unwrap());
     let mut made = 1;
     while made < count {
@@ -136,6 +136,19 @@ fn a_look_at_hundreds_of_sandboxes() {
         micros[micros.len() / 2],
         micros[micros.len() - 1]
     );
+    // What it costs on a machine that is busy with other things, too.
+    let cpu = || {
+        let stat = procfs::process::Process::new(runner.pid()).and_then(|process| process.stat()).expect("the runner");
+        (stat.utime + stat.stime) * 1000 / procfs::ticks_per_second()
+    };
+    let (idle, before) = {
+        let before = cpu();
+        std::thread::sleep(Duration::from_secs(3));
+        (cpu() - before, cpu())
+    };
+    (0..10).for_each(|_| drop(ledger(&host)));
+    println!("CPU of the runner: {idle} ms in 3 idle seconds, {} ms for 10 looks", cpu() - before);
+    println!("parts in us: {}", ledger(&host)["partMicros"]);
     println!(
         "a command in a guest: p50 {:?}, p99 {:?}; while it is looked at all the time p50 {:?}, p99 {:?}",
         quiet.0, quiet.1, looked_at.0, looked_at.1

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::Core;
 use crate::error::Failure;
@@ -67,7 +67,10 @@ impl Core {
             // Nobody waits any more for a look that took too long.
             let _ = answer.send(result);
         });
-        match timeout(LONGEST, seen).await {
+        let began = Instant::now();
+        let seen = timeout(LONGEST, seen).await;
+        self.took(name, began);
+        match seen {
             Ok(Ok(result)) => result.map_err(|failure| blind(failure.message)),
             Ok(Err(_)) => Err(blind("the look at it ended without a result; see the log for its panic".to_owned())),
             Err(_) => Err(blind(format!("the look at it did not end within {} s", LONGEST.as_secs()))),
