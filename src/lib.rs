@@ -13,6 +13,7 @@
 //! | [`fork`] | decisions of a live fork: which recipe, what the capture is; no I/O |
 //! | [`forks`] | what a fork(2) must not copy |
 //! | [`crash`] | places where tests let the runner die; in debug builds only |
+//! | [`ledger`] | what should be on the host against what is; no I/O |
 //! | [`hypervisor`], [`net`], [`disk`], [`memory`], [`snapshots`], [`store`], [`control_plane`], [`toolbox`] | the effects |
 //! | [`http`] | the runner's own API and the way into the guests |
 
@@ -35,6 +36,7 @@ pub mod http;
 pub mod hypervisor;
 pub mod ids;
 pub mod jobs;
+pub mod ledger;
 pub mod memory;
 pub mod messages;
 pub mod net;

@@ -11,6 +11,7 @@
 
 pub mod fork;
 pub mod job_poller;
+pub mod ledger;
 pub mod proxy;
 pub mod reporter;
 pub mod supervisor;
@@ -28,6 +29,7 @@ fn ended(deaths: &Deaths, who: &'static str) {
 
 pub use fork::ForkActor;
 pub use job_poller::JobPollerActor;
+pub use ledger::LedgerActor;
 pub use proxy::{ProxyActor, Routes};
 pub use reporter::ReporterActor;
 pub use supervisor::SupervisorActor;

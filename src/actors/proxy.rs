@@ -1,6 +1,6 @@
 //! Owner of the routes into the guests. Requests read the table; only this actor writes it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use actix::{Actor, Context, Handler};
@@ -39,6 +39,11 @@ impl Routes {
     /// handle on the namespace keeps its links alive.
     pub fn get(&self, id: &SandboxId) -> Option<Route> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    /// Sandboxes that there is a route to.
+    pub fn ids(&self) -> BTreeSet<SandboxId> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
     }
 }
 

@@ -18,7 +18,8 @@ use crate::actors::reporter::{self, Seen};
 use crate::actors::supervisor::Plan;
 use crate::actors::vm::Settings;
 use crate::actors::{
-    Deaths, ForkActor, JobPollerActor, ProxyActor, ReporterActor, Routes, SupervisorActor, Work, job_poller,
+    Deaths, ForkActor, JobPollerActor, LedgerActor, ProxyActor, ReporterActor, Routes, SupervisorActor, Work,
+    job_poller, ledger,
 };
 use crate::config::Config;
 use crate::control_plane::{AwcControlPlane, Deadlines, ServiceHealth};
@@ -26,7 +27,7 @@ use crate::crash;
 use crate::disk::FileDisks;
 use crate::error::{Failure, chain};
 use crate::host::{HostMetrics, Identity, LinuxHost, ProcMemory, default_domain, volume};
-use crate::http::{Recovered, State, Token};
+use crate::http::{LedgerAccess, Recovered, State, Token};
 use crate::hypervisor::CloudHypervisor;
 use crate::memory::FileMemory;
 use crate::messages::jobs::StopPolling;
@@ -141,7 +142,8 @@ fn ports(config: &Config, store: SledStore) -> Result<Ports, StartError> {
     let api = &config.api;
     let deadlines = Deadlines { healthcheck: api.healthcheck_timeout, ..Deadlines::default() };
     let network =
-        LinuxNetwork::new(config.network.bridge.clone(), config.network.pool, config.network.deny.clone(), NFT_TABLE);
+        LinuxNetwork::new(config.network.bridge.clone(), config.network.pool, config.network.deny.clone(), NFT_TABLE)
+            .with_owner(crate::net::survey::owner_number(&config.paths.sockets));
     Ok(crash::ports(Ports {
         network: Rc::new(network),
         disks: Rc::new(disks),
@@ -213,6 +215,7 @@ async fn start(config: &Config, deaths: &Deaths) -> Result<Running, StartError> 
     let pressure = Pressure::default();
     let volumes = vec![config.paths.sandboxes.clone(), config.paths.snapshots.clone()];
     actix::spawn(volume::watch(volumes, volume::Gauge::new(config.min_free_disk), pressure.clone()));
+    let ledger = LedgerAccess::default();
 
     let proxy = ProxyActor::new(routes.clone(), deaths.clone()).start();
     let supervisor = SupervisorActor::start_with(
@@ -232,8 +235,9 @@ async fn start(config: &Config, deaths: &Deaths) -> Result<Running, StartError> 
         supervisor: supervisor.clone(),
         forks: forks.clone(),
         views: views.clone(),
-        routes,
+        routes: routes.clone(),
         seen: seen.clone(),
+        ledger: ledger.clone(),
         token: Token::new(config.api.token.expose()),
         identity: identity.clone(),
         sandboxes: config.paths.sandboxes.clone(),
@@ -250,6 +254,15 @@ async fn start(config: &Config, deaths: &Deaths) -> Result<Running, StartError> 
     ports.network.prepare_host().await?;
     let loaded = ports.store.load().await?;
     supervisor.send(Recover).await.map_err(|_| gone())??;
+    let results = ledger.results.clone();
+    ledger.open(LedgerActor::start_with(
+        ports.clone(),
+        supervisor.clone(),
+        routes,
+        results,
+        ledger_settings(config),
+        deaths.clone(),
+    ));
     recovered.set();
     let environment = config.log.environment.as_deref();
     info!(version = version(), environment, port = config.http.port, disks = ?ports.disks.strategy(), "runner is ready");
@@ -276,6 +289,14 @@ async fn start(config: &Config, deaths: &Deaths) -> Result<Running, StartError> 
     };
     ReporterActor::new(ports.clone(), views, seen, settings, host, deaths.clone()).start();
     Ok(Running { supervisor, poller, server, ports })
+}
+
+fn ledger_settings(config: &Config) -> ledger::Settings {
+    ledger::Settings {
+        interval: config.ledger_interval,
+        repair: config.ledger_repair,
+        sockets: config.paths.sockets.clone(),
+    }
 }
 
 fn gone() -> Failure {

@@ -12,6 +12,7 @@ use super::{Api, Config, Defaults, Http, LogConfig, LogFormat, Network, Paths, S
 use crate::actors::vm::IdentityPolicy;
 use crate::disk::StrategySetting;
 use crate::fork::plan::MemorySetting;
+use crate::ledger::RepairSetting;
 use crate::sandbox::capacity::Limits;
 use crate::sandbox::{StopMode, restart};
 use crate::telemetry;
@@ -65,6 +66,8 @@ fn config(r: &mut Reader) -> Option<Config> {
     let max_queued = r.parse("RUNNER_MAX_QUEUED", |text| number32(text, 1, 65_536, " requests"));
     let limits = limits(r);
     let min_free_disk = r.parse("RUNNER_MIN_FREE_DISK_MB", mebibytes);
+    let ledger_interval = seconds(r, "RUNNER_LEDGER_INTERVAL_SEC", SECOND, 24 * HOUR);
+    let ledger_repair = r.parse("RUNNER_LEDGER_REPAIR", ledger_repair);
     Some(Config {
         api: api?,
         http: http?,
@@ -87,6 +90,8 @@ fn config(r: &mut Reader) -> Option<Config> {
         max_queued: usize::try_from(max_queued?).ok()?,
         limits: limits?,
         min_free_disk: min_free_disk?,
+        ledger_interval: ledger_interval?,
+        ledger_repair: ledger_repair?,
         log: log?,
         warnings: Vec::new(),
         ignored: Vec::new(),
@@ -330,6 +335,14 @@ fn restarts(r: &mut Reader) -> Option<restart::Settings> {
     let most = r.parse("RUNNER_RESTART_MAX", |text| number32(text, 1, 1000, " restarts"));
     let window = seconds(r, "RUNNER_RESTART_WINDOW_SEC", SECOND, 24 * HOUR);
     Some(restart::Settings { policy: policy?, most: most?, window: window? })
+}
+
+fn ledger_repair(text: &str) -> Result<RepairSetting, String> {
+    match text {
+        "off" => Ok(RepairSetting::Off),
+        "auto" => Ok(RepairSetting::Auto),
+        _ => Err("off or auto".to_owned()),
+    }
 }
 
 fn disk_strategy(text: &str) -> Result<StrategySetting, String> {

@@ -12,6 +12,7 @@ use crate::actors::vm::IdentityPolicy;
 use crate::disk::StrategySetting;
 use crate::fork::plan::MemorySetting;
 use crate::ids::LinkName;
+use crate::ledger::RepairSetting;
 use crate::net::addresses::Ipv4Net;
 use crate::sandbox::StopMode;
 use crate::sandbox::capacity::Limits;
@@ -189,6 +190,10 @@ pub struct Config {
     pub limits: Limits,
     /// Free bytes of a data volume below which work that needs space is refused; 0: never.
     pub min_free_disk: u64,
+    /// Between two comparisons of the host with what should be on it.
+    pub ledger_interval: Duration,
+    /// Whether harmless leaks are removed without being asked.
+    pub ledger_repair: RepairSetting,
     /// Logging.
     pub log: LogConfig,
     /// Accepted, but probably not what was meant; for one log line each.

@@ -68,6 +68,8 @@ impl Network for Around<dyn Network> {
         fn create(plan: &'a net::Plan) -> Result<Namespace, net::Error>;
         fn open(plan: &'a net::Plan) -> Result<Namespace, net::Error>;
         fn remove(plan: &'a net::Plan) -> Result<(), net::Error>;
+        fn survey() -> Result<net::survey::NetworkSurvey, net::Error>;
+        fn remove_leaked(leaked: &'a net::survey::Leaked) -> Result<bool, net::Error>;
     }
 }
 
@@ -100,6 +102,8 @@ impl Disks for Around<dyn Disks> {
         fn merge(root: &'a RootDisk) -> Result<Option<PathBuf>, disk::Error>;
         fn rebase(sandbox: &'a SandboxId, root: &'a RootDisk, merged: &'a Path) -> Result<RootDisk, disk::Error>;
         fn sweep() -> Result<u64, disk::Error>;
+        fn survey() -> Result<disk::survey::DiskSurvey, disk::Error>;
+        fn remove_leaked(leak: &'a disk::survey::DiskLeak) -> Result<bool, disk::Error>;
         fn users_of(dir: &'a Path) -> Result<Vec<SandboxId>, disk::Error>;
         fn space() -> Result<Space, disk::Error>;
         fn snapshot_count() -> Result<u64, disk::Error>;
@@ -144,6 +148,8 @@ impl Snapshots for Around<dyn Snapshots> {
         fn save(save: &'a Save) -> Result<Manifest, snapshots::Error>;
         fn find(reference: &'a SnapshotRef) -> Result<Option<Found>, snapshots::Error>;
         fn remove(reference: &'a SnapshotRef, users: &'a [SandboxId]) -> Result<bool, snapshots::Error>;
+        fn survey() -> Result<snapshots::SnapshotSurvey, snapshots::Error>;
+        fn remove_leaked(path: &'a Path) -> Result<bool, snapshots::Error>;
         fn sweep() -> Result<u64, snapshots::Error>;
     }
 }
@@ -172,6 +178,9 @@ impl Hypervisor for Around<dyn Hypervisor> {
 
     effects! { "vmm";
         fn keep(bundle: &'a Bundle) -> Result<(), hypervisor::Error>;
+        fn survey(sockets: &'a Path) -> Result<hypervisor::VmmSurvey, hypervisor::Error>;
+        fn end_stray(stray: &'a hypervisor::ProcessSeen) -> Result<bool, hypervisor::Error>;
+        fn remove_stale(socket: &'a Path) -> Result<bool, hypervisor::Error>;
         fn clear(launch: &'a Launch) -> Result<(), hypervisor::Error>;
         fn adapt(from: &'a Path, to: &'a Path, adaptation: &'a Adaptation) -> Result<(), hypervisor::Error>;
         fn copy_snapshot(from: &'a Path, to: &'a Path) -> Result<(), hypervisor::Error>;

@@ -113,6 +113,11 @@ impl Catalog {
         Self { configured, snapshots, checked: Mutex::default() }
     }
 
+    /// The configured base image, as the operator wrote it.
+    pub(super) fn configured(&self) -> &Path {
+        &self.configured
+    }
+
     /// Finds, opens, locks and checks a base; the locks last as long as the answer.
     pub(super) fn find(&self, wanted: Option<&SnapshotRef>) -> Result<Base, Error> {
         match wanted {

@@ -26,18 +26,25 @@ impl Inner {
     /// As [`super::Disks::begin_capture`].
     pub(super) fn begin_capture(&self) -> Result<PathBuf, Error> {
         let path = self.captures.join(uuid::Uuid::new_v4().to_string());
-        let made = DirBuilder::new().mode(0o700).create(&path);
-        made.map_err(Error::io("create the directory", &path))?;
+        // Before it can be seen.
+        self.under_way.begin(&path);
+        if let Err(error) = DirBuilder::new().mode(0o700).create(&path) {
+            self.under_way.end(&path);
+            return Err(Error::io("create the directory", &path)(error));
+        }
         Ok(path)
     }
 
     /// As [`super::Disks::end_capture`].
     pub(super) fn end_capture(&self, dir: &Path) -> Result<(), Error> {
         self.expect_capture(dir)?;
-        remove(dir)
+        let removed = remove(dir);
+        // Also when it could not be removed: then nobody cares for it any more.
+        self.under_way.end(dir);
+        removed
     }
 
-    fn expect_capture(&self, dir: &Path) -> Result<(), Error> {
+    pub(super) fn expect_capture(&self, dir: &Path) -> Result<(), Error> {
         // `file_name` is none for `..`, so nothing above can be meant.
         if dir.parent() == Some(&self.captures) && dir.file_name().is_some() {
             return Ok(());

@@ -26,7 +26,7 @@ use crate::ids::SandboxId;
 pub(super) const UNFINISHED: &str = "tmp";
 
 /// Device and inode: a layer is recognised by them, whatever path a header has for it.
-type Place = (u64, u64);
+pub(super) type Place = (u64, u64);
 
 impl Inner {
     /// As [`super::Disks::sweep`].
@@ -91,7 +91,7 @@ impl Inner {
         }
     }
 
-    fn needed(&self, present: &[PathBuf]) -> Result<HashSet<Place>, Error> {
+    pub(super) fn needed(&self, present: &[PathBuf]) -> Result<HashSet<Place>, Error> {
         let mut layers = HashSet::new();
         for layer in present {
             layers.extend(place(layer)?);
@@ -115,7 +115,7 @@ impl Inner {
         Ok(needed)
     }
 
-    fn present(&self) -> Result<Vec<PathBuf>, Error> {
+    pub(super) fn present(&self) -> Result<Vec<PathBuf>, Error> {
         let paths = entries(&self.layers)?.into_iter().map(|entry| entry.path());
         Ok(paths.filter(|path| path.extension().is_some_and(|extension| extension == "qcow2")).collect())
     }
@@ -182,7 +182,7 @@ fn below(image: &Path) -> Result<Option<PathBuf>, Error> {
     follow(image).map(|found| found.map(|(path, _)| path))
 }
 
-fn place(path: &Path) -> Result<Option<Place>, Error> {
+pub(super) fn place(path: &Path) -> Result<Option<Place>, Error> {
     match std::fs::metadata(path) {
         Ok(about) => Ok(Some((about.dev(), about.ino()))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -190,7 +190,7 @@ fn place(path: &Path) -> Result<Option<Place>, Error> {
     }
 }
 
-fn entries(directory: &Path) -> Result<Vec<DirEntry>, Error> {
+pub(super) fn entries(directory: &Path) -> Result<Vec<DirEntry>, Error> {
     let listed = std::fs::read_dir(directory).and_then(Iterator::collect);
     listed.map_err(Error::io("list", directory))
 }

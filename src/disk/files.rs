@@ -13,6 +13,7 @@ use super::base::{Catalog, other_layout};
 use super::flatten::Flattened;
 use super::flight::Gate;
 use super::lock::Holders;
+use super::survey::UnderWay;
 use super::{Error, Strategy, StrategySetting, raw, volume};
 use crate::ids::{SandboxId, SnapshotRef};
 
@@ -61,6 +62,8 @@ pub(super) struct Inner {
     /// Held while a layer is looked up and held, and while unused ones are removed; after a turn of the gate, never
     /// before one.
     pub(super) collecting: Mutex<()>,
+    /// Captures and merged layers that are being made.
+    pub(super) under_way: UnderWay,
 }
 
 impl Drop for FileDisks {
@@ -85,11 +88,7 @@ impl FileDisks {
         }
         let strategy = choose(strategy, &sandboxes)?;
         let flattened = Flattened::open(&sandboxes)?;
-        let (images, _) = volume::snapshots(&snapshots)?;
-        let configured = [Some(base_image.clone()), other_layout(&base_image)];
-        // The copies are named after where images really are.
-        let real: Vec<_> =
-            images.into_iter().chain(configured.into_iter().flatten()).filter_map(|p| p.canonicalize().ok()).collect();
+        let real = real_bases(&snapshots, &base_image)?;
         flattened.keep_only(real.iter().map(PathBuf::as_path))?;
         let inner = Inner {
             captures: directory("captures", sandboxes.join(CAPTURES))?,
@@ -103,6 +102,7 @@ impl FileDisks {
             flattened,
             gate: Gate::default(),
             collecting: Mutex::default(),
+            under_way: UnderWay::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -163,6 +163,13 @@ impl Inner {
         let unwanted = self.flattened.stopping() || abandoned.load(Ordering::SeqCst);
         if unwanted { Err(Error::Abandoned { what }) } else { Ok(()) }
     }
+}
+
+/// Where the images of this host really are: flattened copies are named after that.
+pub(super) fn real_bases(snapshots: &Path, configured: &Path) -> Result<Vec<PathBuf>, Error> {
+    let (images, _) = volume::snapshots(snapshots)?;
+    let configured = [Some(configured.to_owned()), other_layout(configured)];
+    Ok(images.into_iter().chain(configured.into_iter().flatten()).filter_map(|p| p.canonicalize().ok()).collect())
 }
 
 fn directory(what: &'static str, path: PathBuf) -> Result<PathBuf, Error> {

@@ -47,6 +47,16 @@ impl Flattened {
         self.stopping.load(Ordering::Relaxed)
     }
 
+    /// Where the copies are.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Whether the copy with this key is being made now.
+    pub(super) fn is_under_way(&self, key: &str) -> bool {
+        self.flights.is_under_way(key)
+    }
+
     /// The raw copy of a base, opened read-only; made now when there is none yet. Who asks while it is
     /// being made waits for that run.
     pub(super) fn get(&self, base: &Base) -> Result<Arc<File>, Error> {

@@ -30,6 +30,11 @@ impl<T: Clone> Flights<T> {
         Self { under_way: Mutex::new(HashMap::new()) }
     }
 
+    /// Whether work for this key runs now.
+    pub(super) fn is_under_way(&self, key: &str) -> bool {
+        locked(&self.under_way).contains_key(key)
+    }
+
     /// Runs `work`, unless the same key is under way: then waits for that run and shares its answer.
     pub(super) fn run(&self, key: &str, work: impl FnOnce() -> Result<T, Error>) -> Answer<T> {
         let mut under_way = locked(&self.under_way);

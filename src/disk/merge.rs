@@ -55,6 +55,7 @@ impl Inner {
         }
         let name = uuid::Uuid::new_v4();
         let unfinished = self.layers.join(format!("{name}.{UNFINISHED}"));
+        let _under_way = self.under_way.guard(&unfinished);
         let check = || self.check("merging the layers of a disk", abandoned);
         let made = write(&chain, replaces.len(), &unfinished, &check).and_then(|()| seal(&unfinished));
         made.map_err(|error| unmake(&unfinished, error))?;

@@ -33,11 +33,13 @@ pub mod overlay;
 pub mod raw;
 pub mod seed;
 mod service;
+pub mod survey;
 pub(crate) mod volume;
 
 pub use error::Error;
 pub use files::{FileDisks, Settings};
 pub use layers::MOST_LAYERS;
+pub use survey::{DiskLeak, DiskSurvey};
 
 /// How root disks are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -260,6 +262,14 @@ pub trait Disks {
     /// Removes captures and layers that no sandbox's disk stands on, by what the images themselves say. Before
     /// anything is started; returns how many were removed.
     fn sweep(&self) -> LocalBoxFuture<'_, Result<u64, Error>>;
+
+    /// What is below the sandboxes' directory; only looks.
+    fn survey(&self) -> LocalBoxFuture<'_, Result<DiskSurvey, Error>>;
+
+    /// Removes something that nobody needs, once it is proven again that the runner made it and that no process of
+    /// this host uses it; false when it is not there, or needed by now. The caller sees to it that the sandbox which
+    /// it is about begins nothing meanwhile.
+    fn remove_leaked<'a>(&'a self, leak: &'a DiskLeak) -> LocalBoxFuture<'a, Result<bool, Error>>;
 
     /// Sandboxes whose disks are backed by a file below `dir`.
     fn users_of<'a>(&'a self, dir: &'a Path) -> LocalBoxFuture<'a, Result<Vec<SandboxId>, Error>>;

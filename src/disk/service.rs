@@ -7,7 +7,9 @@ use futures::future::LocalBoxFuture;
 
 use super::create::remove;
 use super::files::{Abandon, FileDisks};
-use super::{Disks, Error, Graft, Plan, RootDisk, SandboxDisks, Space, Stamp, Strategy, captures, volume};
+use super::{
+    DiskLeak, DiskSurvey, Disks, Error, Graft, Plan, RootDisk, SandboxDisks, Space, Stamp, Strategy, captures, volume,
+};
 use crate::ids::SandboxId;
 
 /// Directory of a checkpoint, in the sandbox's directory.
@@ -147,6 +149,15 @@ impl Disks for FileDisks {
 
     fn sweep(&self) -> LocalBoxFuture<'_, Result<u64, Error>> {
         self.run("sweeping captures and layers", |inner| inner.sweep())
+    }
+
+    fn survey(&self) -> LocalBoxFuture<'_, Result<DiskSurvey, Error>> {
+        self.run("surveying the sandboxes' directory", |inner| inner.survey())
+    }
+
+    fn remove_leaked<'a>(&'a self, leak: &'a DiskLeak) -> LocalBoxFuture<'a, Result<bool, Error>> {
+        let leak = leak.clone();
+        self.run("removing what nobody needs", move |inner| inner.remove_leaked(&leak))
     }
 
     fn users_of<'a>(&'a self, dir: &'a Path) -> LocalBoxFuture<'a, Result<Vec<SandboxId>, Error>> {

@@ -25,6 +25,7 @@ pub mod crashes;
 pub mod drain;
 pub mod error;
 pub mod health;
+pub mod ledger;
 pub mod openapi;
 pub mod proxy;
 pub mod sandboxes;
@@ -33,6 +34,7 @@ pub mod snapshots;
 pub mod store;
 
 pub use auth::Token;
+pub use ledger::LedgerAccess;
 
 /// What the handlers share; cheap to clone, one per worker thread.
 #[derive(Clone)]
@@ -47,6 +49,8 @@ pub struct State {
     pub routes: Routes,
     /// Host and control plane as last seen.
     pub seen: Seen,
+    /// The host against what should be on it.
+    pub ledger: LedgerAccess,
     /// Who may use the API.
     pub token: Token,
     /// Version, address.
@@ -125,6 +129,8 @@ pub fn configure(state: State) -> impl FnOnce(&mut web::ServiceConfig) {
                     .service(resource("/snapshots/exists", web::get().to(snapshots::exists)))
                     .service(resource("/snapshots/info", web::get().to(snapshots::info)))
                     .service(resource("/snapshots/remove", web::post().to(snapshots::remove)))
+                    .service(resource("/ledger", web::get().to(ledger::show)))
+                    .service(resource("/ledger/repair", web::post().to(ledger::repair)))
                     .service(resource("/sandboxes/{id}/serial", web::get().to(serial::read)))
                     .service(resource("/sandboxes/{id}/crashes", web::get().to(crashes::list)))
                     .service(resource("/sandboxes/{id}/crashes/{time}/{file}", web::get().to(crashes::read)))

@@ -4,7 +4,7 @@ use actix_web::HttpResponse;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{copies, crashes, drain, error, health, proxy, sandboxes, serial, snapshots, store};
+use super::{copies, crashes, drain, error, health, ledger, proxy, sandboxes, serial, snapshots, store};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -15,7 +15,8 @@ use super::{copies, crashes, drain, error, health, proxy, sandboxes, serial, sna
         copies::resume, copies::resize, snapshots::create, snapshots::exists, snapshots::info, snapshots::remove, serial::read,
         crashes::list, crashes::read, proxy::toolbox, proxy::port,
         drain::get, drain::begin, drain::end,
-        store::summary, store::backup
+        store::summary, store::backup,
+        ledger::show, ledger::repair
     ),
     components(schemas(error::ErrorBody)),
     modifiers(&Bearer),
@@ -61,6 +62,8 @@ mod tests {
             "/sandboxes/{id}/serial",
             "/sandboxes/{id}/crashes",
             "/sandboxes/{id}/crashes/{time}/{file}",
+            "/ledger",
+            "/ledger/repair",
             "/sandboxes/{id}/toolbox/{path}",
             "/sandboxes/{id}/proxy/{port}/{path}",
         ] {

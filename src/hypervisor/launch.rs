@@ -22,7 +22,7 @@ use super::vmm::guest::{Notices, Watch};
 use super::vmm::process::{self, Process};
 use super::vmm::{CloudVmm, blocking, cause, oom, or_ended};
 use super::wire::Ping;
-use super::{Error, Exit, Hypervisor, Known, Launch, ProcessIdentity, Version, Vmm};
+use super::{Error, Exit, Hypervisor, Known, Launch, ProcessIdentity, ProcessSeen, Version, Vmm, VmmSurvey};
 use crate::crash;
 use crate::net::Namespace;
 pub use files::Files;
@@ -103,6 +103,11 @@ impl CloudHypervisor {
     fn vmm(&self, launch: &Launch, process: Process, version: Version, api: Api) -> Rc<dyn Vmm> {
         let vmm = CloudVmm::new(process, api, version, launch.dir.clone(), &self.settings);
         Rc::new(vmm.with_events(self.events(&Files::new(&launch.dir))))
+    }
+
+    /// How VMMs are started and ended.
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// Asks the binary itself for its version, without starting a VMM: for start-up checks.
@@ -354,6 +359,18 @@ impl Hypervisor for CloudHypervisor {
             }
             Ok(())
         })
+    }
+
+    fn survey<'a>(&'a self, sockets: &'a Path) -> LocalBoxFuture<'a, Result<VmmSurvey, Error>> {
+        Box::pin(self.look(sockets))
+    }
+
+    fn end_stray<'a>(&'a self, stray: &'a ProcessSeen) -> LocalBoxFuture<'a, Result<bool, Error>> {
+        Box::pin(self.end(stray))
+    }
+
+    fn remove_stale<'a>(&'a self, socket: &'a Path) -> LocalBoxFuture<'a, Result<bool, Error>> {
+        Box::pin(self.remove(socket))
     }
 
     fn adapt<'a>(

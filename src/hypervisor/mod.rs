@@ -16,6 +16,7 @@ pub mod error;
 pub mod identity;
 pub mod launch;
 pub mod snapshot;
+pub mod survey;
 pub mod tail;
 pub mod version;
 pub mod vmm;
@@ -24,6 +25,7 @@ pub mod wire;
 pub use error::Error;
 pub use identity::ProcessIdentity;
 pub use launch::CloudHypervisor;
+pub use survey::{ProcessSeen, VmmSurvey};
 pub use version::Version;
 pub use wire::{VmConfig, VmState};
 
@@ -160,6 +162,17 @@ pub trait Hypervisor {
         to: &'a std::path::Path,
         adaptation: &'a snapshot::Adaptation,
     ) -> LocalBoxFuture<'a, Result<(), Error>>;
+
+    /// What VMMs and API sockets there are in this directory of sockets; only looks.
+    fn survey<'a>(&'a self, sockets: &'a std::path::Path) -> LocalBoxFuture<'a, Result<VmmSurvey, Error>>;
+
+    /// Ends a VMM that belongs to no sandbox, once it is proven again that it is this very process and was started for
+    /// this socket: SIGTERM, then SIGKILL. False when it is not there any more.
+    fn end_stray<'a>(&'a self, stray: &'a ProcessSeen) -> LocalBoxFuture<'a, Result<bool, Error>>;
+
+    /// Removes a socket and its lock file that no process serves, holds, or was started for; false when neither is
+    /// there. The caller sees to it that no VMM is started for it meanwhile.
+    fn remove_stale<'a>(&'a self, socket: &'a std::path::Path) -> LocalBoxFuture<'a, Result<bool, Error>>;
 
     /// Copies a snapshot's `config.json` and `state.json` into the new directory `to` (mode 0700).
     fn copy_snapshot<'a>(

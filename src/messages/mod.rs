@@ -2,6 +2,7 @@
 
 pub mod fork;
 pub mod jobs;
+pub mod ledger;
 pub mod proxy;
 pub mod supervisor;
 pub mod vm;

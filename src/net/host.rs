@@ -47,7 +47,7 @@ pub(super) fn prepare(settings: &Settings) -> Result<(), Error> {
     .commit()
 }
 
-fn is_own(bridge: &Link) -> bool {
+pub(super) fn is_own(bridge: &Link) -> bool {
     bridge.alias.as_deref() == Some(MARK)
 }
 

@@ -9,9 +9,9 @@ use tokio::sync::oneshot;
 
 use super::addresses::Ipv4Net;
 use super::error::Error;
-use super::netlink::Netlink;
-use super::{Namespace, Network, Plan, host, netns, sandbox, veth};
-use crate::ids::{LinkName, NetnsName, SandboxId};
+use super::survey::{self, Leaked, NetworkSurvey};
+use super::{Namespace, Network, Plan, host, sandbox};
+use crate::ids::{LinkName, NetnsName};
 
 /// What the host's part depends on.
 #[derive(Debug)]
@@ -20,6 +20,8 @@ pub(super) struct Settings {
     pub pool: Ipv4Net,
     pub deny: Vec<Ipv4Net>,
     pub table: String,
+    /// Tells this runner's namespaces from those of others; 0: not told apart.
+    pub owner: u32,
 }
 
 /// The real thing. Every call works on a thread of its own, since the kernel makes links and
@@ -36,18 +38,16 @@ impl LinuxNetwork {
     /// `deny`. `table` is the name of the host's packet filter table of the `inet` family, which is
     /// replaced whatever it holds; the product's is `runner_ch`.
     pub fn new(bridge: LinkName, pool: Ipv4Net, deny: Vec<Ipv4Net>, table: &str) -> Self {
-        let settings = Settings { bridge, pool, deny, table: table.to_owned() };
+        let settings = Settings { bridge, pool, deny, table: table.to_owned(), owner: 0 };
         Self { settings: Arc::new(settings), busy: Arc::default() }
     }
 
-    /// Namespaces and links that carry our mark but belong to no sandbox in `known`, in words. Only
-    /// looks.
-    ///
-    /// # Errors
-    /// When they cannot be listed; one that vanishes meanwhile is no error.
-    pub async fn leftovers(&self, known: &HashSet<SandboxId>) -> Result<Vec<String>, Error> {
-        let known = known.clone();
-        on_thread("look for leftovers of sandboxes", None, move || find_leftovers(&known)).await
+    /// The same with this runner's number in the marks of new namespaces, [`super::survey::owner_number`].
+    #[must_use]
+    pub fn with_owner(self, owner: u32) -> Self {
+        let Settings { bridge, pool, deny, table, .. } = &*self.settings;
+        let (bridge, pool, deny, table) = (bridge.clone(), *pool, deny.clone(), table.clone());
+        Self { settings: Arc::new(Settings { bridge, pool, deny, table, owner }), busy: self.busy }
     }
 
     fn for_sandbox<'a, T: Send + 'static>(
@@ -71,7 +71,7 @@ impl Network for LinuxNetwork {
     }
 
     fn create<'a>(&'a self, plan: &'a Plan) -> LocalBoxFuture<'a, Result<Namespace, Error>> {
-        self.for_sandbox("make", plan, |settings, plan| sandbox::create(&settings.bridge, plan))
+        self.for_sandbox("make", plan, |settings, plan| sandbox::create(&settings.bridge, settings.owner, plan))
     }
 
     fn open<'a>(&'a self, plan: &'a Plan) -> LocalBoxFuture<'a, Result<Namespace, Error>> {
@@ -81,26 +81,20 @@ impl Network for LinuxNetwork {
     fn remove<'a>(&'a self, plan: &'a Plan) -> LocalBoxFuture<'a, Result<(), Error>> {
         self.for_sandbox("remove", plan, |_, plan| sandbox::remove(plan))
     }
-}
 
-fn find_leftovers(known: &HashSet<SandboxId>) -> Result<Vec<String>, Error> {
-    let mut found = Vec::new();
-    for name in netns::names()? {
-        let namespace = match Namespace::open(&name) {
-            Ok(namespace) => namespace,
-            Err(Error::NoNamespace { .. }) => continue,
-            Err(error) => return Err(error),
-        };
-        if let Some(owner) = sandbox::owner(&namespace)?.filter(|owner| !known.contains(owner)) {
-            found.push(format!("network namespace {name} of sandbox {owner}"));
-        }
+    fn survey(&self) -> LocalBoxFuture<'_, Result<NetworkSurvey, Error>> {
+        let settings = self.settings.clone();
+        async move { on_thread("survey the sandboxes' networks", None, move || survey::look(&settings)).await }
+            .boxed_local()
     }
-    for link in Netlink::open()?.links()? {
-        if let Some(owner) = veth::owner(&link).filter(|owner| !known.contains(owner)) {
-            found.push(format!("link {} of sandbox {owner}", link.name));
-        }
+
+    fn remove_leaked<'a>(&'a self, leaked: &'a Leaked) -> LocalBoxFuture<'a, Result<bool, Error>> {
+        let (settings, leaked) = (self.settings.clone(), leaked.clone());
+        // The turn of the namespace that belongs to the same sandbox: nothing is made under its names meanwhile.
+        let turn = (self.busy.clone(), leaked.sandbox().netns());
+        let what = format!("remove {leaked}");
+        async move { on_thread(&what, Some(turn), move || survey::remove(&settings, &leaked)).await }.boxed_local()
     }
-    Ok(found)
 }
 
 /// Runs blocking work on a new thread, which may leave its namespace for good. With a `turn`, after

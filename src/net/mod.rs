@@ -25,6 +25,7 @@ pub mod error;
 pub mod linux;
 pub mod netns;
 pub mod nft;
+pub mod survey;
 
 mod host;
 mod netlink;
@@ -38,6 +39,7 @@ pub use addresses::{Ipv4Net, Slot, SlotPool};
 pub use error::Error;
 pub use linux::LinuxNetwork;
 pub use netns::Namespace;
+pub use survey::{Leaked, NetworkSurvey};
 
 /// The guest's address inside every namespace (PROTOCOL.md 9).
 pub const GUEST: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 2);
@@ -110,6 +112,18 @@ pub trait Network {
     /// Removes everything that [`Network::create`] makes; "not there" is success. Returns when the
     /// kernel has let go of the links, so that the slot may be used again.
     fn remove<'a>(&'a self, plan: &'a Plan) -> LocalBoxFuture<'a, Result<(), Error>>;
+
+    /// What of sandboxes' networks is there; only looks.
+    fn survey(&self) -> LocalBoxFuture<'_, Result<NetworkSurvey, Error>>;
+
+    /// Removes one thing of a sandbox that has no network, once it is proven again that this runner made it; false
+    /// when it is not there. The caller sees to it that no network is made for that sandbox meanwhile.
+    fn remove_leaked<'a>(&'a self, leaked: &'a Leaked) -> LocalBoxFuture<'a, Result<bool, Error>>;
+}
+
+/// How many packet filter rules a sandbox's namespace has.
+pub fn rule_count(egress: &Egress) -> usize {
+    rules::sandbox(egress).rules()
 }
 
 /// Where a sandbox's guest listens.

@@ -35,6 +35,10 @@ pub(super) struct Link {
     /// Index of the bridge that it is a port of.
     pub master: Option<u32>,
     pub is_bridge: bool,
+    /// A TUN or TAP device.
+    pub is_tun: bool,
+    /// The group that it was put in; 0 for all that nobody has grouped.
+    pub group: u32,
 }
 
 /// An IPv4 address of a link.
@@ -118,6 +122,15 @@ impl Netlink {
         match self.change(&format!("delete link {name}"), message) {
             Err(error) if error.errno() == Some(libc::ENODEV) => Ok(()),
             result => result,
+        }
+    }
+
+    /// Deletes the link of that index, whatever its name is by now; false when it is not there.
+    pub(super) fn delete_link_at(&mut self, index: u32) -> Result<bool, Error> {
+        let message = Message::DelLink(LinkUnspec::new_with_index(index).build());
+        match self.change(&format!("delete link number {index}"), message) {
+            Err(error) if error.errno() == Some(libc::ENODEV) => Ok(false),
+            result => result.map(|()| true),
         }
     }
 
@@ -225,8 +238,10 @@ fn as_link(message: Message) -> Option<Link> {
             LinkAttribute::Address(address) => link.address = address,
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Controller(index) => link.master = Some(index),
+            LinkAttribute::Group(group) => link.group = group,
             LinkAttribute::LinkInfo(infos) => {
                 link.is_bridge = infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
+                link.is_tun = infos.contains(&LinkInfo::Kind(InfoKind::Tun));
             }
             _ => {}
         }

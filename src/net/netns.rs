@@ -175,7 +175,7 @@ pub(super) fn names() -> Result<Vec<NetnsName>, Error> {
     Ok(names)
 }
 
-fn path(name: &NetnsName) -> PathBuf {
+pub(super) fn path(name: &NetnsName) -> PathBuf {
     Path::new(DIRECTORY).join(name.as_str())
 }
 

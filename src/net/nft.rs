@@ -16,7 +16,10 @@ use attributes::Attributes;
 pub use rule::{Rule, Verdict};
 
 mod attributes;
+mod count;
 mod rule;
+
+pub(super) use count::count_rules;
 
 const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 16;
@@ -78,12 +81,13 @@ pub struct Transaction {
     bytes: Vec<u8>,
     /// What each message does, by sequence number less one; for errors.
     steps: Vec<String>,
+    rules: usize,
 }
 
 impl Transaction {
     /// Makes the table; where it exists already, what follows is added to it.
     pub fn create(table: &str) -> Self {
-        let mut transaction = Self { table: table.to_owned(), bytes: Vec::new(), steps: Vec::new() };
+        let mut transaction = Self { table: table.to_owned(), bytes: Vec::new(), steps: Vec::new(), rules: 0 };
         transaction.message(BATCH_BEGIN, 0, &Attributes::new(), "begin a transaction".to_owned());
         transaction.add_table();
         transaction
@@ -122,12 +126,18 @@ impl Transaction {
         self.message(NEW_CHAIN, CREATE, &chain, step);
     }
 
+    /// How many rules it adds.
+    pub fn rules(&self) -> usize {
+        self.rules
+    }
+
     /// Adds a rule to the end of a chain.
     pub fn rule(&mut self, chain: &str, rule: &Rule) {
         let mut attributes = Attributes::new().text(1, &self.table).text(2, chain).nest(4, rule.expressions());
         if let Some(data) = rule.user_data() {
             attributes = attributes.bytes(7, &data);
         }
+        self.rules += 1;
         let number = self.steps.len();
         let step = format!("add a rule to chain {chain} of table inet {} (message {number})", self.table);
         self.message(NEW_RULE, CREATE | APPEND, &attributes, step);

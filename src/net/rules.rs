@@ -15,7 +15,7 @@ use super::nft::{Hook, Rule, Transaction, Verdict};
 use super::{Egress, GUEST, GUEST_GATEWAY, TAP};
 
 /// Name of the table inside every namespace.
-const SANDBOX_TABLE: &str = "runner_ch";
+pub(super) const SANDBOX_TABLE: &str = "runner_ch";
 /// The namespace's end of the veth.
 pub(super) const UPLINK: &str = "eth0";
 

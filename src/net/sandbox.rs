@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use rtnetlink::LinkUnspec;
 use rtnetlink::packet_route::RouteNetlinkMessage as Message;
+use rtnetlink::packet_route::link::LinkAttribute;
 
 use super::error::Error;
 use super::netlink::{Link, Netlink};
@@ -26,7 +27,7 @@ const MARKED: &str = "lo";
 const MARK: &str = "runner-ch ";
 
 /// Makes the network. The calling thread ends up inside the namespace and must end.
-pub(super) fn create(bridge: &LinkName, plan: &Plan) -> Result<Namespace, Error> {
+pub(super) fn create(bridge: &LinkName, owner: u32, plan: &Plan) -> Result<Namespace, Error> {
     let mut host = Netlink::open()?;
     let found = host.link(bridge.as_str())?.filter(|link| link.is_bridge);
     let found = found.ok_or_else(|| Error::NoBridge { bridge: bridge.clone() })?;
@@ -37,7 +38,7 @@ pub(super) fn create(bridge: &LinkName, plan: &Plan) -> Result<Namespace, Error>
             why: format!("{whose}, not {:?}", plan.sandbox.as_str()),
         });
     }
-    let mut builder = Builder { host, plan, linked: false };
+    let mut builder = Builder { host, plan, owner, linked: false };
     builder.build(&found).map_err(|error| builder.undo(error))
 }
 
@@ -61,8 +62,12 @@ pub(super) fn open(plan: &Plan) -> Result<Namespace, Error> {
 pub(super) fn owner(namespace: &Namespace) -> Result<Option<SandboxId>, Error> {
     let enter = || format!("enter network namespace {}", namespace.name());
     let mut inside = namespace.inside(Netlink::open).map_err(|error| Error::kernel(enter(), error))??;
-    let alias = inside.link(MARKED)?.and_then(|link| link.alias);
-    Ok(alias.and_then(|alias| alias.strip_prefix(MARK)?.parse().ok()))
+    Ok(inside.link(MARKED)?.and_then(|link| marked_for(&link)))
+}
+
+/// The sandbox whose mark a loopback link carries.
+pub(super) fn marked_for(link: &Link) -> Option<SandboxId> {
+    link.alias.as_ref().filter(|_| link.name == MARKED)?.strip_prefix(MARK)?.parse().ok()
 }
 
 fn check_mark(namespace: &Namespace, sandbox: &SandboxId) -> Result<(), Error> {
@@ -131,13 +136,14 @@ struct Builder<'a> {
     /// In the host's namespace, wherever the thread is.
     host: Netlink,
     plan: &'a Plan,
+    owner: u32,
     linked: bool,
 }
 
 impl Builder<'_> {
     fn build(&mut self, bridge: &Link) -> Result<Namespace, Error> {
         let plan = self.plan;
-        let (namespace, mut inside) = netns::enter_new(&plan.netns, || mark(&plan.sandbox))?;
+        let (namespace, mut inside) = netns::enter_new(&plan.netns, || mark(&plan.sandbox, self.owner))?;
         crash::point("net.create:named");
         let has_ipv6 = settings()?;
         // Before there is a link that anything could pass.
@@ -167,9 +173,11 @@ impl Builder<'_> {
     }
 }
 
-/// Writes down whose the new namespace is. The socket serves for the rest.
-fn mark(sandbox: &SandboxId) -> Result<Netlink, Error> {
-    let message = LinkUnspec::new_with_name(MARKED).alias(format!("{MARK}{sandbox}")).up().build();
+/// Writes down whose the new namespace is: the sandbox in the alias, the runner in the group, which is not asked for
+/// when the sandbox is found again. The socket serves for the rest.
+fn mark(sandbox: &SandboxId, owner: u32) -> Result<Netlink, Error> {
+    let marked = LinkUnspec::new_with_name(MARKED).alias(format!("{MARK}{sandbox}")).up();
+    let message = marked.append_extra_attribute(LinkAttribute::Group(owner)).build();
     let mut inside = Netlink::open()?;
     inside.change("mark the new network namespace", Message::SetLink(message))?;
     Ok(inside)

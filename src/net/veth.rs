@@ -45,6 +45,14 @@ pub(super) fn owner(link: &Link) -> Option<SandboxId> {
     link.alias.as_ref().filter(|_| is_host_link(&link.name))?.parse().ok()
 }
 
+/// The address of the pool that an end's hardware address stands for; `None` for a link that no runner made.
+pub(super) fn address_of(link: &Link) -> Option<Ipv4Addr> {
+    match *link.address.as_slice() {
+        [0xfe | 0x02, 0x63, a, b, c, d] => Some(Ipv4Addr::new(a, b, c, d)),
+        _ => None,
+    }
+}
+
 /// True when the link was born as the host's end in this slot, which is known before it has its alias.
 pub(super) fn is_host_end(link: &Link, plan: &Plan) -> bool {
     link.name == plan.host_link.as_str() && link.address == host_mac(plan)

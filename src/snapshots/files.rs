@@ -1,5 +1,6 @@
 //! [`FileSnapshots`]: snapshots as directories below CH_SNAPSHOTS_PATH.
 
+use std::collections::HashSet;
 use std::fs::DirBuilder;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,7 +14,8 @@ use futures::future::LocalBoxFuture;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::{Error, Found, Manifest, Save, Snapshots};
+use super::survey::Temporary;
+use super::{Error, Found, Manifest, Save, SnapshotSurvey, Snapshots};
 use crate::ids::{SandboxId, SnapshotRef};
 
 pub(super) const MANIFEST: &str = "manifest.json";
@@ -35,6 +37,8 @@ pub(super) struct Inner {
     pub(super) stopping: AtomicBool,
     /// Held while names appear or go, never during long work.
     pub(super) naming: Mutex<()>,
+    /// Temporary names that are being used.
+    pub(super) under_way: Mutex<HashSet<PathBuf>>,
 }
 
 impl Drop for FileSnapshots {
@@ -61,7 +65,8 @@ impl FileSnapshots {
         let made = DirBuilder::new().mode(0o700).recursive(true).create(root);
         made.map_err(Error::io("create the directory", root))?;
         let root = root.canonicalize().map_err(Error::io("resolve", root))?;
-        let inner = Inner { root, stopping: AtomicBool::new(false), naming: Mutex::default() };
+        let inner =
+            Inner { root, stopping: AtomicBool::new(false), naming: Mutex::default(), under_way: Mutex::default() };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -113,15 +118,25 @@ impl Snapshots for FileSnapshots {
         self.run("removing a snapshot", move |inner| inner.remove(&reference, users))
     }
 
+    fn survey(&self) -> LocalBoxFuture<'_, Result<SnapshotSurvey, Error>> {
+        self.run("surveying the snapshots", Inner::survey)
+    }
+
+    fn remove_leaked<'a>(&'a self, path: &'a Path) -> LocalBoxFuture<'a, Result<bool, Error>> {
+        let path = path.to_owned();
+        self.run("removing an unfinished snapshot", move |inner| inner.remove_leaked(&path))
+    }
+
     fn sweep(&self) -> LocalBoxFuture<'_, Result<u64, Error>> {
         self.run("sweeping the snapshots", Inner::sweep)
     }
 }
 
 impl Inner {
-    /// A new temporary name.
-    pub(super) fn temporary(&self) -> PathBuf {
-        self.root.join(format!("{TEMPORARY}{}", uuid::Uuid::new_v4()))
+    /// A new temporary name, which is under way until the returned value is dropped.
+    pub(super) fn temporary(&self) -> Temporary<'_> {
+        let path = self.root.join(format!("{TEMPORARY}{}", uuid::Uuid::new_v4()));
+        Temporary::begin(&self.under_way, path)
     }
 
     /// Opens a directory below the root, on a way without symbolic links; `None` when it is not there.

@@ -16,9 +16,11 @@ pub mod files;
 mod find;
 mod remove;
 mod save;
+pub mod survey;
 
 pub use error::Error;
 pub use files::FileSnapshots;
+pub use survey::SnapshotSurvey;
 
 /// The format of manifests that this version writes and reads.
 pub const FORMAT: u32 = 1;
@@ -160,6 +162,12 @@ pub trait Snapshots {
         reference: &'a SnapshotRef,
         users: &'a [SandboxId],
     ) -> LocalBoxFuture<'a, Result<bool, Error>>;
+
+    /// What lies under temporary names; only looks.
+    fn survey(&self) -> LocalBoxFuture<'_, Result<SnapshotSurvey, Error>>;
+
+    /// Removes what has one of our temporary names and is not under way; false when it is not there, or is by now.
+    fn remove_leaked<'a>(&'a self, path: &'a std::path::Path) -> LocalBoxFuture<'a, Result<bool, Error>>;
 
     /// Removes what crashes have left under temporary names; at start.
     fn sweep(&self) -> LocalBoxFuture<'_, Result<u64, Error>>;

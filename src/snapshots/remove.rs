@@ -39,7 +39,8 @@ impl Inner {
         let Some(named) = self.named(reference)? else { return Ok(false) };
         self.refuse_nested(reference, &named)?;
         let locks = self.lock(reference, &named)?;
-        let temporary = self.temporary();
+        let under_way = self.temporary();
+        let temporary = under_way.path().to_owned();
         let made = DirBuilder::new().mode(0o700).create(&temporary);
         made.map_err(Error::io("create the directory", &temporary))?;
         let moved = self.move_away(&named, &temporary);

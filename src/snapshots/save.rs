@@ -29,7 +29,8 @@ impl Inner {
     pub(super) fn save(&self, save: &Save, abandoned: &AtomicBool) -> Result<Manifest, Error> {
         // Said before the long work; the commit looks again.
         self.refuse_taken(&save.reference)?;
-        let directory = self.temporary();
+        let temporary = self.temporary();
+        let directory = temporary.path().to_owned();
         let made = DirBuilder::new().mode(0o700).create(&directory);
         made.map_err(Error::io("create the directory", &directory))?;
         let stopped = || self.stopping.load(Ordering::SeqCst) || abandoned.load(Ordering::SeqCst);

@@ -45,6 +45,8 @@ fn the_description_is_valid_and_lists_every_route() {
         ("get", "/snapshots/info"),
         ("post", "/snapshots/remove"),
         ("get", "/sandboxes/{id}/serial"),
+        ("get", "/ledger"),
+        ("post", "/ledger/repair"),
         ("get", "/sandboxes/{id}/toolbox/{path}"),
         ("get", "/sandboxes/{id}/proxy/{port}/{path}"),
     ];

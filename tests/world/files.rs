@@ -5,13 +5,16 @@ use std::rc::Rc;
 
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
-use runner_ch::disk::{self, Disks, Format, Graft, RootDisk, SandboxDisks, Space, Stamp, Strategy};
+use runner_ch::disk::{
+    self, DiskLeak, DiskSurvey, Disks, Format, Graft, RootDisk, SandboxDisks, Space, Stamp, Strategy,
+};
 use runner_ch::hypervisor::ProcessIdentity;
 use runner_ch::ids::{SandboxId, SnapshotRef};
 use runner_ch::memory::{self, Delta, Memory, Proof, Source, Taken};
-use runner_ch::snapshots::{self, FORMAT, FileEntry, Found, Manifest, MemoryEntry, Save, Snapshots};
+use runner_ch::snapshots::{self, FORMAT, FileEntry, Found, Manifest, MemoryEntry, Save, SnapshotSurvey, Snapshots};
 
 use super::Host;
+use super::survey::answer;
 
 type Answer<'a, T> = LocalBoxFuture<'a, Result<T, disk::Error>>;
 
@@ -200,6 +203,14 @@ impl Disks for Host {
         .boxed_local()
     }
 
+    fn survey(&self) -> Answer<'_, DiskSurvey> {
+        answer(self.disks_seen())
+    }
+
+    fn remove_leaked<'a>(&'a self, leak: &'a DiskLeak) -> Answer<'a, bool> {
+        answer(self.remove_disk(leak))
+    }
+
     fn users_of<'a>(&'a self, _: &'a Path) -> Answer<'a, Vec<SandboxId>> {
         async { Ok(Vec::new()) }.boxed_local()
     }
@@ -328,6 +339,14 @@ impl Snapshots for Host {
         _: &'a [SandboxId],
     ) -> LocalBoxFuture<'a, Result<bool, snapshots::Error>> {
         async move { Ok(self.0.borrow_mut().snapshots.remove(reference.as_str()).is_some()) }.boxed_local()
+    }
+
+    fn survey(&self) -> LocalBoxFuture<'_, Result<SnapshotSurvey, snapshots::Error>> {
+        answer(SnapshotSurvey::default())
+    }
+
+    fn remove_leaked<'a>(&'a self, _: &'a Path) -> LocalBoxFuture<'a, Result<bool, snapshots::Error>> {
+        answer(false)
     }
 
     fn sweep(&self) -> LocalBoxFuture<'_, Result<u64, snapshots::Error>> {

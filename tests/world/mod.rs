@@ -5,7 +5,7 @@
 
 use std::cell::Cell;
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -23,12 +23,14 @@ use runner_ch::error::{ErrorCode, Failure};
 use runner_ch::fork::plan::MemorySetting;
 use runner_ch::host::FreeMemory;
 use runner_ch::hypervisor::snapshot::{Adaptation, SnapshotMemory};
-use runner_ch::hypervisor::{self, Exit, Hypervisor, Known, Launch, ProcessIdentity, Version, VmConfig, VmState, Vmm};
+use runner_ch::hypervisor::{
+    self, Exit, Hypervisor, Known, Launch, ProcessIdentity, ProcessSeen, Version, VmConfig, VmState, Vmm, VmmSurvey,
+};
 use runner_ch::ids::{JobId, SandboxId};
 use runner_ch::jobs::payload::CreateSpec;
 use runner_ch::messages::fork::{Copies, Fork};
 use runner_ch::messages::supervisor::{Order, Recover};
-use runner_ch::net::{self, Namespace, Network, SlotPool};
+use runner_ch::net::{self, Leaked, Namespace, Network, NetworkSurvey, SlotPool};
 use runner_ch::ports::Ports;
 use runner_ch::pressure::Pressure;
 use runner_ch::sandbox::admission::Defaults;
@@ -38,7 +40,10 @@ use runner_ch::store::SledStore;
 use runner_ch::toolbox::{Renewal, Toolbox};
 use tokio::sync::Notify;
 
+use survey::{Networks, Vmms, answer};
+
 mod files;
+mod survey;
 
 /// What an effect does when it is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +58,8 @@ pub enum Twist {
 /// The host in memory. Effects are named like their methods.
 #[derive(Default)]
 pub struct HostState {
-    pub networks: BTreeSet<String>,
+    /// Host links by sandbox.
+    pub networks: BTreeMap<String, String>,
     pub disks: BTreeSet<String>,
     /// VMMs by sandbox, with whether a VM runs in them.
     pub vmms: HashMap<String, FakeVmm>,
@@ -212,7 +218,8 @@ impl Vmm for FakeVmm {
     }
 
     fn state(&self) -> LocalBoxFuture<'_, Result<Option<VmState>, hypervisor::Error>> {
-        async { Ok(Some(VmState::Running)) }.boxed_local()
+        let state = if self.running.get() { VmState::Running } else { VmState::Paused };
+        async { Ok(Some(state)) }.boxed_local()
     }
 
     fn power_button(&self) -> LocalBoxFuture<'_, Result<(), hypervisor::Error>> {
@@ -359,6 +366,18 @@ impl Hypervisor for Host {
         async { self.effect("adapt").await.map_err(|()| refused("adapt")) }.boxed_local()
     }
 
+    fn survey<'a>(&'a self, sockets: &'a Path) -> Vmms<'a, VmmSurvey> {
+        answer(self.vmms_seen(sockets))
+    }
+
+    fn end_stray<'a>(&'a self, stray: &'a ProcessSeen) -> Vmms<'a, bool> {
+        answer(self.end_vmm(stray))
+    }
+
+    fn remove_stale<'a>(&'a self, _: &'a Path) -> Vmms<'a, bool> {
+        answer(false)
+    }
+
     fn copy_snapshot<'a>(&'a self, _: &'a Path, _: &'a Path) -> LocalBoxFuture<'a, Result<(), hypervisor::Error>> {
         async { self.effect("copy_snapshot").await.map_err(|()| refused("copy_snapshot")) }.boxed_local()
     }
@@ -392,7 +411,7 @@ impl Network for Host {
         async move {
             let failed = |()| net::Error::NoNamespace { netns: plan.netns.clone() };
             self.effect("network").await.map_err(failed)?;
-            self.0.borrow_mut().networks.insert(plan.sandbox.to_string());
+            self.0.borrow_mut().networks.insert(plan.sandbox.to_string(), plan.host_link.to_string());
             self.open(plan).await
         }
         .boxed_local()
@@ -400,7 +419,7 @@ impl Network for Host {
 
     fn open<'a>(&'a self, plan: &'a net::Plan) -> LocalBoxFuture<'a, Result<Namespace, net::Error>> {
         async move {
-            if !self.0.borrow().networks.contains(plan.sandbox.as_str()) {
+            if !self.0.borrow().networks.contains_key(plan.sandbox.as_str()) {
                 return Err(net::Error::NoNamespace { netns: plan.netns.clone() });
             }
             let nothing: OwnedFd = std::fs::File::open("/dev/null").expect("/dev/null").into();
@@ -417,6 +436,14 @@ impl Network for Host {
             Ok(())
         }
         .boxed_local()
+    }
+
+    fn survey(&self) -> Networks<'_, NetworkSurvey> {
+        answer(self.networks_seen())
+    }
+
+    fn remove_leaked<'a>(&'a self, leaked: &'a Leaked) -> Networks<'a, bool> {
+        answer(self.remove_network(leaked))
     }
 }
 

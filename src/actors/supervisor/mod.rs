@@ -26,6 +26,7 @@ use crate::sandbox::{Ask, Record, View, Views};
 mod order;
 mod recover;
 mod room;
+mod stock;
 mod trim;
 
 /// What the supervisor is built from.
@@ -64,6 +65,8 @@ enum Child {
     Rebuilding,
     /// It panicked and cannot be rebuilt, for this reason. Nothing of it is touched.
     Lost(String),
+    /// There is no such sandbox, and while something that is left of one is removed none is made.
+    Held,
 }
 
 /// What the supervisor's futures share. All of it lives on one arbiter, and no borrow is held
@@ -86,11 +89,10 @@ struct Core {
 
 impl Core {
     fn situation(&self, order: &Order) -> Situation {
-        let children = self.children.borrow();
         Situation {
             draining: self.draining.get() && !order.by_job,
             recovering: self.recovering.get(),
-            known: children.contains_key(&order.id),
+            known: self.knows(&order.id),
         }
     }
 
@@ -103,6 +105,11 @@ impl Core {
             _ => Rank::Usual,
         };
         self.work.begin(order.ask.verb(), order.id.as_str(), rank)
+    }
+
+    /// Whether there is such a sandbox.
+    fn knows(&self, id: &SandboxId) -> bool {
+        self.children.borrow().get(id).is_some_and(|child| !matches!(child, Child::Held))
     }
 
     fn next_incarnation(&self) -> u64 {

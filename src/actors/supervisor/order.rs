@@ -94,7 +94,7 @@ async fn blueprint(core: &Core, order: &Order) -> Result<(Ask, Option<Box<Bluepr
     let mut made = Start { ask: order.ask, size: cold, source: None, note: None };
     if order.ask == Ask::Create(Make::Boot) {
         // Also for a sandbox that is known: it may just be going, and then it is made anew.
-        let known = core.children.borrow().contains_key(&order.id);
+        let known = core.knows(&order.id);
         made = match warm(core, made.clone(), spec).await {
             // One that exists needs its snapshot no more.
             Err(_) if known => made,
@@ -171,7 +171,7 @@ async fn child(core: &Core, order: &Order, blueprint: Option<&Blueprint>) -> Res
         let rebuilt = core.rebuilt.notified();
         match core.children.borrow().get(&order.id) {
             Some(Child::Live { addr, .. }) => return Ok(addr.clone()),
-            Some(Child::Rebuilding) => {}
+            Some(Child::Rebuilding | Child::Held) => {}
             Some(Child::Lost(reason)) => {
                 return Err(named(Failure::new(ErrorCode::Internal, reason.clone()), order));
             }
@@ -192,7 +192,7 @@ pub(super) async fn describe(core: Rc<Core>, id: crate::ids::SandboxId) -> Resul
         return Err(Failure::new(ErrorCode::Busy, message));
     }
     for _ in 0..ATTEMPTS {
-        if !core.children.borrow().contains_key(&id) {
+        if !core.knows(&id) {
             return Ok(None);
         }
         let addr = child(&core, &Order::new(id.clone(), Ask::Start), None).await?;

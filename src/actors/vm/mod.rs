@@ -35,6 +35,7 @@ mod resize;
 mod restart;
 mod revive;
 mod seal;
+mod stock;
 mod view;
 
 pub use adopt::Adopted;

@@ -119,7 +119,8 @@ pub fn started_for(socket: &Path) -> Result<Vec<Peer>, Error> {
     Ok(found)
 }
 
-fn is_for(pid: i32, socket: &Path) -> bool {
+/// Whether the process leads a session and was started for this socket. Blocks.
+pub fn is_for(pid: i32, socket: &Path) -> bool {
     // A process that goes away meanwhile or has no arguments (a kernel thread, a zombie) is none of ours.
     let Ok(line) = std::fs::read(format!("/proc/{pid}/cmdline")) else { return false };
     let arguments: Vec<&[u8]> = line.split(|&byte| byte == 0).collect();

@@ -1,6 +1,5 @@
 //! Making, opening and removing.
 
-use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -8,7 +7,9 @@ use futures::StreamExt;
 use super::support::{TestHost, eventually, inside, ip, link_exists, name_exists};
 use crate::error::{Certainty, ErrorCode};
 use crate::net::netlink::Netlink;
-use crate::net::{Error, Network, Plan};
+use crate::net::nft::Transaction;
+use crate::net::survey::{Maker, Naming};
+use crate::net::{Error, Leaked, Network, Plan, rule_count};
 
 fn is_gone(plan: &Plan) -> bool {
     !name_exists(&plan.netns) && !link_exists(plan.host_link.as_str())
@@ -159,17 +160,58 @@ async fn a_creation_whose_caller_left_does_not_outlive_removal() {
 }
 
 #[tokio::test]
-async fn leftovers_are_listed_and_left_alone() {
-    let host = TestHost::prepared().await;
-    let (kept, lost) = (host.plan(1), host.plan(2));
-    for plan in [&kept, &lost] {
+async fn a_survey_sees_what_is_there_and_says_who_made_it() {
+    let mut host = TestHost::prepared().await;
+    let (before, ours, anothers) = (host.plan(1), host.plan(2), host.plan(3));
+    // Of before runners had numbers, of this runner, and of one with another number.
+    for (owner, plan) in [(0, &before), (7, &ours), (8, &anothers)] {
+        host.network = host.network.clone().with_owner(owner);
         host.network.create(plan).await.unwrap();
     }
-    // Other tests' sandboxes are unknown, too.
-    let found = host.network.leftovers(&HashSet::from([kept.sandbox.clone()])).await.unwrap();
-    let about = |plan: &Plan| found.iter().filter(|line| line.contains(plan.sandbox.as_str())).count();
-    assert_eq!((about(&kept), about(&lost)), (0, 2), "{found:?}");
-    assert!(name_exists(&lost.netns) && link_exists(lost.host_link.as_str()));
+    host.network = host.network.clone().with_owner(7);
+    let survey = host.network.survey().await.unwrap();
+    assert_eq!(survey.host_rules, survey.host_rules_made);
+    assert!(survey.bridge.1);
+    let of = |plan: &Plan| survey.namespaces.iter().find(|seen| seen.name == plan.netns).unwrap().clone();
+    for (plan, maker) in [(&before, Maker::Us), (&ours, Maker::Us), (&anothers, Maker::Another)] {
+        let seen = of(plan);
+        assert_eq!((seen.maker, seen.sandbox.as_ref(), seen.naming), (maker, Some(&plan.sandbox), Naming::Mounted));
+        assert!(seen.tap && seen.uplink && seen.other_taps.is_empty(), "{seen:?}");
+        assert_eq!(seen.rules, rule_count(&plan.egress));
+        assert!(survey.links.iter().any(|link| link.name == plan.host_link.as_str() && link.sandbox == plan.sandbox));
+    }
+    ip(&format!("netns exec {} ip tuntap add tap9 mode tap", ours.netns));
+    ip(&format!("netns exec {} ip link del tap0", ours.netns));
+    Transaction::delete(&host.table).commit().unwrap();
+    let survey = host.network.survey().await.unwrap();
+    let seen = survey.namespaces.iter().find(|seen| seen.name == ours.netns).unwrap();
+    assert!(!seen.tap && seen.other_taps == ["tap9"], "{seen:?}");
+    assert_eq!(survey.host_rules, 0);
+}
+
+#[tokio::test]
+async fn only_what_this_runner_made_is_removed() {
+    let mut host = TestHost::prepared().await;
+    let (ours, anothers) = (host.plan(1), host.plan(2));
+    for (owner, plan) in [(8, &anothers), (7, &ours)] {
+        host.network = host.network.clone().with_owner(owner);
+        host.network.create(plan).await.unwrap();
+    }
+    let name = |plan: &Plan| Leaked::Namespace { name: plan.netns.clone(), sandbox: plan.sandbox.clone() };
+    let link = |plan: &Plan, of: &Plan| Leaked::Link { name: plan.host_link.to_string(), sandbox: of.sandbox.clone() };
+    for refused in [
+        name(&anothers),
+        Leaked::Namespace { name: ours.netns.clone(), sandbox: anothers.sandbox.clone() },
+        link(&ours, &anothers),
+    ] {
+        let error = host.network.remove_leaked(&refused).await.unwrap_err();
+        assert!(matches!(error, Error::Foreign { .. }), "{error}");
+    }
+    assert!(host.network.remove_leaked(&link(&ours, &ours)).await.unwrap());
+    for there in [true, false] {
+        assert_eq!(host.network.remove_leaked(&name(&ours)).await.unwrap(), there);
+    }
+    assert!(is_gone(&ours) && name_exists(&anothers.netns) && link_exists(anothers.host_link.as_str()));
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ use super::support::{TestHost, alone, eventually, inside, ip, link_exists, name_
 use super::world::{PATIENCE, Pings, SHORT, World, ask, blocked, boot, listen, ping};
 use crate::net::netlink::Netlink;
 use crate::net::nft::Transaction;
+use crate::net::survey::Maker;
 use crate::net::sysctl::Sysctl;
 use crate::net::{Namespace, Network, Plan, guest};
 
@@ -146,12 +147,13 @@ async fn assert_found_again_and_removed(host: &TestHost, plan: &Plan, bridged: &
     // The runner is started again: the routes are no foreign ones.
     network.prepare_host().await.unwrap();
     assert_eq!(network.open(plan).await.unwrap().name(), &plan.netns);
-    let about = async |known: HashSet<_>| {
-        let found = network.leftovers(&known).await.unwrap();
-        found.iter().filter(|line| line.ends_with(&format!(" {}", plan.sandbox))).count()
-    };
-    assert_eq!(about(HashSet::new()).await, 2, "namespace and link");
-    assert_eq!(about(HashSet::from([plan.sandbox.clone()])).await, 0);
+    let survey = network.survey().await.unwrap();
+    assert!(
+        survey.namespaces.iter().any(|seen| seen.maker == Maker::Us && seen.sandbox.as_ref() == Some(&plan.sandbox))
+    );
+    assert!(
+        survey.links.iter().any(|seen| seen.maker == Maker::Us && seen.sandbox == plan.sandbox && seen.name == link)
+    );
 
     // Made again over what is there.
     drop(network.create(plan).await.unwrap());
