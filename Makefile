@@ -4,12 +4,13 @@ PREFIX  ?= /usr/local
 DESTDIR ?=
 CARGO   ?= cargo
 
-.PHONY: help demo test check bench build packages install uninstall
+.PHONY: help demo test check upgrade bench build packages install uninstall
 
 help:
 	@echo "make demo     a job becomes a microVM, answers, is forked, stops, goes on and is gone; needs root"
 	@echo "make test     the whole suite; needs root"
 	@echo "make check    formatting, lints and docs, as CI runs them"
+	@echo "make upgrade  an older runner's store and VMs under this one; REVISION names the commit; needs root"
 	@echo "make bench    stage times, poll latency and idle costs as tables; needs root"
 	@echo "make install  the release binary, units and settings to the guide's paths"
 
@@ -29,6 +30,9 @@ check:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items --locked
+
+upgrade: packages
+	@scripts/upgrade.sh $(REVISION)
 
 bench: packages
 	@scripts/bench.sh

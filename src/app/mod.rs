@@ -212,7 +212,6 @@ async fn start(config: &Config, deaths: &Deaths) -> Result<Running, StartError> 
     let (views, routes, seen, recovered) = (Views::default(), Routes::default(), Seen::default(), Recovered::default());
     let identity = identity(config);
     let work = Work::new(config.max_queued);
-    let pressure = Pressure::default();
     let volumes = vec![config.paths.sandboxes.clone(), config.paths.snapshots.clone()];
     actix::spawn(volume::watch(volumes, volume::Gauge::new(config.min_free_disk), pressure.clone()));
     let ledger = LedgerAccess::default();

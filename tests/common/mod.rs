@@ -193,8 +193,12 @@ impl Host {
 
     /// Starts the runner without waiting for it.
     pub fn spawn(&self) -> Runner {
+        self.spawn_of(&program("runner-ch"))
+    }
+
+    fn spawn_of(&self, program: &Path) -> Runner {
         let log = std::fs::OpenOptions::new().append(true).create(true).open(self.path("runner.log")).expect("a log");
-        let child = Command::new(program("runner-ch"))
+        let child = Command::new(program)
             .env_clear()
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
@@ -207,7 +211,12 @@ impl Host {
 
     /// Starts the runner and waits until it has recovered.
     pub fn runner(&self) -> Runner {
-        let mut runner = self.spawn();
+        self.runner_of(&program("runner-ch"))
+    }
+
+    /// The same with another program.
+    pub fn runner_of(&self, program: &Path) -> Runner {
+        let mut runner = self.spawn_of(program);
         eventually("the runner answers GET /", || {
             if let Some(status) = runner.child.try_wait().expect("wait") {
                 panic!("the runner ended with {status}:\n{}", runner.log());

@@ -1,7 +1,6 @@
 //! Bringing stored sandboxes back: all of them at start, one after its actor panicked.
 
 use std::rc::Rc;
-
 use std::time::Duration;
 
 use futures::{StreamExt, stream};
@@ -10,6 +9,7 @@ use tracing::{error, info, warn};
 
 use super::{Child, Core};
 use crate::actors::vm::adopt;
+use crate::blocking::{LOOK, in_time};
 use crate::disk::Stamp;
 use crate::error::{Failure, chain};
 use crate::ids::SandboxId;
@@ -18,6 +18,8 @@ use crate::store::Unreadable;
 
 /// Sandboxes looked at side by side; each look is a few system calls.
 const PARALLEL: usize = 32;
+/// How long the files of one sandbox may keep the others waiting: a dead volume must not keep the runner from coming up.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) async fn all(core: Rc<Core>) -> Result<(), Failure> {
     let loaded = core.tools.ports.store.load().await?;
@@ -37,12 +39,12 @@ pub(super) async fn all(core: Rc<Core>) -> Result<(), Failure> {
 /// What a crash has left of copies and snapshots that were being made. None of it belongs to a sandbox.
 async fn sweep(core: &Core) {
     let ports = &core.tools.ports;
-    match ports.disks.sweep().await {
+    match in_time("sweep the sandboxes' directory", LOOK, ports.disks.sweep()).await {
         Ok(0) => {}
         Ok(count) => info!(count, "removed what an earlier life left of copies"),
         Err(error) => warn!(error = %chain(&error), "cannot look for what an earlier life left of copies"),
     }
-    match ports.snapshots.sweep().await {
+    match in_time("sweep the snapshots' directory", LOOK, ports.snapshots.sweep()).await {
         Ok(0) => {}
         Ok(count) => info!(count, "removed snapshots that were not completed"),
         Err(error) => warn!(error = %chain(&error), "cannot look for snapshots that were not completed"),
@@ -92,12 +94,12 @@ async fn follow_split(core: &Core, record: &mut Record) {
     let Some(stamp) = checkpoint.stamp.filter(|stamp| *stamp != Stamp::NEVER) else { return };
     let ports = core.tools.ports.clone();
     let found = async {
-        if ports.disks.stamp(&disks.root).await? == stamp {
+        if stamp.still_holds(&ports.disks.stamp(&disks.root).await?) {
             return Ok(None);
         }
         ports.disks.after_split(id, &disks.root, stamp).await
     };
-    match found.await {
+    match in_time("look at it", PATIENCE, found).await {
         Ok(None) => return,
         Ok(Some((root, stamp))) => (disks.root, checkpoint.stamp) = (root, Some(stamp)),
         Err(error) => {
@@ -114,14 +116,14 @@ async fn bring_back(core: &Rc<Core>, mut record: Record) {
     // A cloned disk stands alone; only an overlay needs what is below it.
     if let Some(disks) = &record.disks
         && disks.root.backed
-        && let Err(error) = core.tools.ports.disks.hold(&record.id, &disks.root).await
+        && let Err(error) = in_time("lock it", PATIENCE, core.tools.ports.disks.hold(&record.id, &disks.root)).await
     {
         warn!(sandbox = %record.id, error = %chain(&error), "the base image of a stored sandbox cannot be locked");
     }
     // Used up, and the runner died before it was removed: as large as the guest's memory.
     if record.checkpoint.is_none()
         && matches!(record.phase, Phase::Started | Phase::Stopped)
-        && let Err(error) = core.tools.ports.disks.end_checkpoint(&record.id).await
+        && let Err(error) = in_time("remove it", PATIENCE, core.tools.ports.disks.end_checkpoint(&record.id)).await
     {
         warn!(sandbox = %record.id, error = %chain(&error), "a used checkpoint could not be removed; the next start tries again");
     }
