@@ -37,19 +37,29 @@ impl Pressure {
         }
     }
 
-    /// How work that needs space is refused while a flag is up. The words "no space left on device" are what the API
-    /// matches (PROTOCOL.md 2.6).
+    /// How work that makes something new is refused while a flag is up. The words "no space left on device" are what
+    /// the API matches (PROTOCOL.md 2.6).
     pub fn refusal(&self) -> Option<Failure> {
-        let reason = self.reason()?;
-        let message = format!(
-            "no space left on device: {reason}; free some space or destroy sandboxes, and the runner goes on by itself"
-        );
-        Some(Failure::new(ErrorCode::NoSpace, message))
+        self.reason().map(refused)
+    }
+
+    /// The same for work on what is there already: it needs space on the data volume only, as the store has a reserve
+    /// for its states.
+    pub fn data_refusal(&self) -> Option<Failure> {
+        let flags = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        flags.data.clone().map(refused)
     }
 
     fn write(&self, change: impl FnOnce(&mut Flags)) {
         change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner));
     }
+}
+
+fn refused(reason: String) -> Failure {
+    let message = format!(
+        "no space left on device: {reason}; free some space or destroy sandboxes, and the runner goes on by itself"
+    );
+    Failure::new(ErrorCode::NoSpace, message)
 }
 
 #[cfg(test)]
@@ -62,6 +72,7 @@ mod tests {
         let reader = pressure.clone();
         assert!(reader.reason().is_none() && reader.refusal().is_none());
         pressure.set_store(Some("the store's volume has 3 bytes free, 4 are needed".into()));
+        assert!(reader.refusal().is_some() && reader.data_refusal().is_none());
         pressure.set_data(Some("the data volume has 1 byte free, 2 are needed".into()));
         let both = reader.reason().unwrap();
         assert!(both.contains("3 bytes") && both.contains("1 byte free"), "{both}");

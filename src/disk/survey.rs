@@ -63,7 +63,9 @@ impl DirectorySeen {
         }
         let top = self.files.iter().filter(|name| !name.trim_end_matches('/').contains('/'));
         let mut unknown = top.filter(|name| {
-            let known_dir = [CHECKPOINT, RESTORE].iter().any(|dir| name.strip_suffix('/') == Some(dir));
+            let known_dir = [CHECKPOINT, RESTORE, crate::hypervisor::bundle::DIR]
+                .iter()
+                .any(|dir| name.strip_suffix('/') == Some(dir));
             !known_dir && !FILES.contains(&name.as_str()) && !is_unfinished(name)
         });
         unknown.next().map(|name| format!("it holds {name:?}, which the runner does not make"))

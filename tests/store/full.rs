@@ -74,6 +74,8 @@ fn states_are_kept_while_the_volume_is_full() {
     assert!(reason.contains("bytes free") && reason.contains("volume/state"), "{reason}");
     assert_eq!(space(&host)["reserveHeld"], false);
 
+    let refused = host.http().post("/sandboxes", r#"{"id":"new"}"#);
+    assert_eq!((refused.status, refused.json()["code"].as_str()), (507, Some("NO_SPACE")), "{}", refused.body);
     post(&host, "/sandboxes/a/stop");
     let runner = murdered(&host, runner);
     assert_eq!(states(&host), ["a stopped", "b started", "c started"]);

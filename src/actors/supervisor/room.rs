@@ -46,9 +46,13 @@ impl Core {
     pub(super) fn admit(&self, id: &SandboxId, ask: Ask, size: Option<Size>) -> Result<Option<Held>, Failure> {
         let room = &self.room;
         let present = self.tools.views.get(id);
-        if capacity::writes(ask, present.as_deref())
-            && let Some(refusal) = room.pressure.refusal()
-        {
+        let refusal = match ask {
+            // What is new needs records of its own; for those that exist the store has a reserve.
+            Ask::Create(_) if present.is_none() => room.pressure.refusal(),
+            Ask::Capture => room.pressure.refusal(),
+            _ => room.pressure.data_refusal(),
+        };
+        if let Some(refusal) = refusal.filter(|_| capacity::writes(ask, present.as_deref())) {
             return Err(refusal);
         }
         let Some(size) = capacity::needs(ask, present.as_deref(), size) else { return Ok(None) };
@@ -72,7 +76,7 @@ impl Core {
         let lives = |state| matches!(state, WireState::Started | WireState::Paused);
         let needs_space =
             usual == StopMode::Checkpoint && self.tools.views.get(id).is_some_and(|view| lives(view.state));
-        match self.room.pressure.refusal() {
+        match self.room.pressure.data_refusal() {
             Some(refusal) if needs_space && ask == Ask::Stop(StopMode::Checkpoint) => {
                 Err(refusal.during("its memory cannot be kept (stop it with mode shutdown to go on without)"))
             }
