@@ -94,8 +94,14 @@ impl Drop for Ends<'_> {
 fn nothing_is_lost_whatever_happens() {
     let (seed, seconds) = (seed("CHAOS_SEED"), number("CHAOS_SECONDS").unwrap_or(60));
     let mut host = Host::on_xfs();
-    let strategy = *Chance::new(seed, 99).one(&["reflink", "overlay"]);
+    let mut chance = Chance::new(seed, 99);
+    let strategy = *chance.one(&["reflink", "overlay"]);
+    let memory = *chance.one(&["private", "shared", "file"]);
+    let restarts = *chance.one(&["never", "on-failure", "always"]);
+    println!("disks: {strategy}, memory: {memory}, restarts: {restarts}");
     host.set("RUNNER_DISK_STRATEGY", strategy);
+    host.set("RUNNER_MEMORY", memory);
+    host.set("RUNNER_RESTART_POLICY", restarts);
     host.set("RUNNER_MIN_FREE_DISK_MB", "64");
     host.set("RUNNER_DRAIN_TIMEOUT_SEC", "2");
     let runner = host.runner();
@@ -157,8 +163,10 @@ fn nothing_is_lost_whatever_happens() {
     eventually("all copies are written", || common::leftovers::of_copies(host).is_empty().then_some(()));
     nothing_left(host);
     assert!(runner.stop().success());
+    let panics = host.log().lines().filter(|line| line.contains("panicked at")).count();
+    assert_eq!(panics, 0, "the runner has panicked");
     let failed = jobs.iter().filter(|job| job.status == daytona_sim::JobStatus::Failed).count();
-    println!("{strategy}: {} jobs, {failed} of them failed with a cause; {seen}", jobs.len());
+    println!("{} jobs, {failed} of them failed with a cause; {seen}", jobs.len());
     println!("{}", json!(*run.counts.lock().unwrap()));
     println!("CHAOS_SEED={seed}: nothing was lost in {:.0} s", began.elapsed().as_secs_f64());
 }
