@@ -4,11 +4,16 @@ PREFIX  ?= /usr/local
 DESTDIR ?=
 CARGO   ?= cargo
 
-.PHONY: help demo test check upgrade bench build packages install uninstall
+# So long a chaos run by hand takes; CI's takes a minute.
+CHAOS_SECONDS ?= 600
+
+.PHONY: help demo test check crash chaos upgrade bench build packages install uninstall
 
 help:
 	@echo "make demo     a job becomes a microVM, answers, is forked, stops, goes on and is gone; needs root"
 	@echo "make test     the whole suite; needs root"
+	@echo "make crash    every job killed at every crash point, and again at every point of the recovery; needs root, long"
+	@echo "make chaos    ten minutes of everything at once; CHAOS_SEED=N repeats a run; needs root"
 	@echo "make check    formatting, lints and docs, as CI runs them"
 	@echo "make upgrade  an older runner's store and VMs under this one; REVISION names the commit; needs root"
 	@echo "make bench    stage times, poll latency and idle costs as tables; needs root"
@@ -33,6 +38,12 @@ check:
 
 upgrade: packages
 	@scripts/upgrade.sh $(REVISION)
+
+crash: packages build
+	CRASH_ROUNDS=double $(CARGO) nextest run --locked --no-fail-fast --success-output final --test crashes
+
+chaos: packages build
+	CHAOS_SECONDS=$(CHAOS_SECONDS) $(CARGO) test --locked --test chaos -- --nocapture
 
 bench: packages
 	@scripts/bench.sh

@@ -2,9 +2,9 @@
 //! the steps of those that have several. After each kill a new runner must bring the host, the store and the API to
 //! where the uninterrupted run brings them, and leave nothing.
 //!
-//! `CRASH_ROUNDS=all` takes all points, also those between which nothing changes; `double` lets the second runner die
-//! as well, at each point of the job and of the recovery in turn. By default every third round has a second kill.
-//! Each test prints how many points it has met.
+//! `CRASH_ROUNDS=each` takes every point between which something changes, `all` also the others, and `double` lets the
+//! second runner die as well, at each point of the job and of the recovery in turn. By default it is a third of the
+//! points. In two of three rounds a second kill is tried. Each test prints how many points it has met.
 
 mod common;
 #[path = "crashes/harness.rs"]

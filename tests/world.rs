@@ -261,8 +261,19 @@ fn running_vms_are_adopted_and_what_cannot_be_checked_is_left_alone() {
     });
     machine.host.twist("adopt", Twist::Fails, 1);
     machine.life(async |world: World| {
-        assert_eq!(world.state("box").as_deref(), Some("error"));
+        assert_eq!(world.state("box").as_deref(), Some("unknown"));
         assert_eq!(world.host.0.borrow().vmms.len(), 1, "it is not treated as dead");
+        let refused = world.ask("box", Ask::Start).await.unwrap_err();
+        assert!(refused.message.contains("cannot be found out"), "{refused}");
+        // The next look finds it, and it is as it was.
+        world.until("it is looked at again", || world.state("box").as_deref() == Some("started")).await;
+        assert_eq!(world.host.0.borrow().vmms["box"].known, known);
+        world.until("its route is open", || world.routes.get(&"box".parse().unwrap()).is_some()).await;
+        world.ask("box", Ask::Start).await.unwrap();
+    });
+    machine.host.twist("adopt", Twist::Fails, 1);
+    machine.life(async |world: World| {
+        assert_eq!(world.state("box").as_deref(), Some("unknown"));
         world.ask("box", Ask::Destroy).await.unwrap();
         world.host.assert_nothing_left();
     });

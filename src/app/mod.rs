@@ -3,12 +3,14 @@
 //! Start: store, ports, HTTP (which says `recovering`), host network, recovery, then jobs. End: no new
 //! work, jobs under way get a deadline, HTTP ends, the store is flushed. VMs are left as they are.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
 use actix::{Actor, Addr};
 use actix_web::dev::ServerHandle;
+use nix::fcntl::Flock;
 use rustix::fs::Access;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
@@ -41,6 +43,7 @@ use crate::snapshots::FileSnapshots;
 use crate::store::{self, SledStore};
 use crate::toolbox::GuestToolbox;
 
+mod roots;
 mod server;
 
 /// Name of our nftables table, on the host and in the sandboxes' namespaces.
@@ -93,6 +96,8 @@ struct Running {
     poller: Addr<JobPollerActor>,
     server: ServerHandle,
     ports: Ports,
+    /// Nobody else makes, sweeps or repairs in these while this lives.
+    roots: Vec<Flock<File>>,
 }
 
 /// Runs until SIGTERM or SIGINT, then drains.
@@ -207,6 +212,7 @@ async fn start(config: &Config, deaths: &Deaths) -> Result<Running, StartError> 
     let pressure = Pressure::default();
     let options = store::Options { reserve: config.paths.state_reserve, pressure: pressure.clone() };
     let store = SledStore::open_with(&config.paths.state, options)?;
+    let roots = roots::lock(&[&config.paths.sandboxes, &config.paths.snapshots]).await?;
     let ports = ports(config, store.clone())?;
     let host = LinuxHost::new()?;
     let (views, routes, seen, recovered) = (Views::default(), Routes::default(), Seen::default(), Recovered::default());
@@ -287,7 +293,7 @@ async fn start(config: &Config, deaths: &Deaths) -> Result<Running, StartError> 
         ch_binary: on_path(&config.ch_binary),
     };
     ReporterActor::new(ports.clone(), views, seen, settings, host, deaths.clone()).start();
-    Ok(Running { supervisor, poller, server, ports })
+    Ok(Running { supervisor, poller, server, ports, roots })
 }
 
 fn ledger_settings(config: &Config) -> ledger::Settings {
@@ -305,7 +311,7 @@ fn gone() -> Failure {
 /// Nothing new is begun; what runs gets the deadline; what is not finished then is found again in
 /// the journal by the next start.
 async fn drain(running: Running, config: &Config) {
-    let Running { supervisor, poller, server, ports } = running;
+    let Running { supervisor, poller, server, ports, roots } = running;
     if supervisor.send(Drain).await.is_err() {
         warn!("the supervisor has ended before the drain");
     }
@@ -322,5 +328,6 @@ async fn drain(running: Running, config: &Config) {
         Ok(Err(error)) => error!(error = %chain(&error), "the store could not be flushed"),
         Err(_) => error!("the store could not be flushed in time; look for a hanging disk (dmesg)"),
     }
+    drop(roots);
     info!("drained; sandboxes keep running");
 }

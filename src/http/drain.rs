@@ -58,6 +58,8 @@ pub struct Drain {
 
 fn look(state: &State) -> HttpResponse {
     let work = &state.work;
+    // Before the jobs: what a poll brings in is counted there by the time it has ended.
+    let polling = work.polling();
     let since = work.draining();
     let jobs: Vec<_> = work
         .jobs_in_hand()
@@ -76,7 +78,6 @@ fn look(state: &State) -> HttpResponse {
         .collect();
     let unsettled: Vec<_> =
         state.views.list().iter().filter(|view| !view.settled).map(|view| view.id.to_string()).collect();
-    let polling = work.polling();
     let quiet = jobs.is_empty() && requests.is_empty() && unsettled.is_empty() && !polling;
     let drained = since.is_some() && quiet && state.recovered.get();
     HttpResponse::Ok().json(Drain { draining: since.is_some(), since, drained, polling, jobs, requests, unsettled })

@@ -215,7 +215,11 @@ fn names(dir: &Path) -> Result<Vec<String>, Error> {
 }
 
 fn private_dir(dir: &Path) -> Result<(), Error> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(fail("make", dir))
+    // Not with what is above it: a sandbox that was removed meanwhile stays so.
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.map_err(fail("make", dir)),
+    }
 }
 
 fn remove(dir: &Path) -> Result<(), Error> {

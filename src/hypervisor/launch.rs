@@ -339,7 +339,7 @@ impl Hypervisor for CloudHypervisor {
     fn post_mortem<'a>(&'a self, launch: &'a Launch, known: &'a Known) -> LocalBoxFuture<'a, Exit> {
         Box::pin(async move {
             let (files, socket, process) = (Files::new(&launch.dir), launch.socket.clone(), known.process.clone());
-            let found = tokio::task::spawn_blocking(move || {
+            let found = crate::blocking::HOST.run(move || {
                 if process.of_this_boot().is_ok_and(|same| !same) {
                     return Exit::HostRebooted;
                 }

@@ -31,12 +31,24 @@ pub struct Order {
     pub auth_token: Option<Secret>,
     /// It carries out a job of the control plane. Jobs that were begun before a drain are finished in it.
     pub by_job: bool,
+    /// Nobody asks for it: the sandbox itself is owed this start.
+    pub owed: bool,
 }
 
 impl Order {
     /// An order that needs nothing but the id.
     pub fn new(id: SandboxId, ask: Ask) -> Self {
-        Self { id, ask, spec: None, copy: None, ticket: None, resize: None, auth_token: None, by_job: false }
+        Self {
+            id,
+            ask,
+            spec: None,
+            copy: None,
+            ticket: None,
+            resize: None,
+            auth_token: None,
+            by_job: false,
+            owed: false,
+        }
     }
 
     /// An order to make a sandbox.

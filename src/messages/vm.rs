@@ -57,6 +57,8 @@ pub struct Extras {
     pub ticket: Option<Ticket>,
     /// For [`Ask::Resize`].
     pub resize: Option<Resize>,
+    /// The start that the sandbox itself is owed; nothing if it is owed none any more.
+    pub owed: bool,
     /// For a stop: why the memory is not kept.
     pub note: Option<String>,
 }

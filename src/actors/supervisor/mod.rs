@@ -156,6 +156,7 @@ impl SupervisorActor {
                 gate: Arc::new(Semaphore::new(plan.max_starting)),
                 proxy,
                 supervisor: Recipient::from(ctx.address()),
+                orders: Recipient::from(ctx.address()),
                 slots: Rc::new(RefCell::new(plan.slots)),
             };
             let core = Core {

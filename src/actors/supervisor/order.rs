@@ -55,6 +55,7 @@ pub(super) async fn carry_out(core: Rc<Core>, order: Order) -> Result<Option<Arc
             auth_token: order.auth_token.clone(),
             ticket: order.ticket.clone(),
             resize: order.resize,
+            owed: order.owed,
             note,
         };
         let command = Command { ask, extras, reply };

@@ -131,6 +131,7 @@ async fn bring_back(core: &Rc<Core>, mut record: Record) {
     if adopted.is_gone() {
         follow_split(core, &mut record).await;
     }
+    adopt::open_route(&core.tools, &record, &adopted).await;
     core.start_stored(record, adopted);
 }
 

@@ -4,7 +4,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
-use tracing::info;
+use tokio::time::timeout;
+use tracing::{info, warn};
 
 use super::perform::socket_path;
 use super::{Tools, VmActor};
@@ -36,11 +37,10 @@ impl Adopted {
     }
 }
 
-/// Looks for the record's VMM and namespace, and opens the route of one that runs.
+/// Looks for the record's VMM and namespace.
 pub async fn adopt(tools: &Tools, record: &Record) -> Adopted {
     let mut adopted = Adopted::default();
-    let reachable =
-        matches!(record.phase, Phase::Started | Phase::Pausing | Phase::Paused | Phase::Capturing | Phase::Waking);
+    let reachable = reachable(record.phase);
     let Some(known) = &record.vmm else {
         adopted.end = reachable.then_some(Exit::Unknown);
         return adopted;
@@ -64,18 +64,29 @@ pub async fn adopt(tools: &Tools, record: &Record) -> Adopted {
         Ok(None) => {
             adopted.trouble = None;
             if reachable {
-                adopted.end = Some(tools.ports.hypervisor.post_mortem(&launch, known).await);
+                // It reads files, and a dead volume must not keep the runner from coming up.
+                let end = timeout(LOOK_AGAIN, tools.ports.hypervisor.post_mortem(&launch, known)).await;
+                adopted.end = Some(end.unwrap_or(Exit::Unknown));
             }
         }
         Err(error) => adopted.trouble = Some(chain(&error)),
     }
-    if let (true, Some(_), Some(netns)) = (reachable, &adopted.vmm, &adopted.netns) {
+    adopted
+}
+
+/// Opens the way into a guest that was found running.
+pub async fn open_route(tools: &Tools, record: &Record, found: &Adopted) {
+    if let (Some(_), Some(netns)) = (&found.vmm, &found.netns) {
         let open = OpenRoute { id: record.id.clone(), run: record.run, netns: netns.clone() };
-        if tools.proxy.send(open).await.is_err() {
-            adopted.trouble = Some("the proxy is gone".to_owned());
+        if reachable(record.phase) && tools.proxy.send(open).await.is_err() {
+            warn!(sandbox = %record.id, "the proxy is gone; the runner ends");
         }
     }
-    adopted
+}
+
+/// What is stored of it says that its guest could be reached.
+fn reachable(phase: Phase) -> bool {
+    matches!(phase, Phase::Started | Phase::Pausing | Phase::Paused | Phase::Capturing | Phase::Waking)
 }
 
 /// The machine of a stored sandbox and what it does first.
@@ -94,7 +105,9 @@ pub(super) fn machine(record: &Record, adopted: &Adopted) -> (Machine, Vec<Actio
         Continue::Do(op) => (op, None),
         Continue::Then(op, ask) => (op, Some(ask)),
     };
-    let mut machine = at(Rest::Broken);
+    // A VM that lives and does not take its pause or resume lives on.
+    let lives = evidence == Evidence::Alive && matches!(op, Op::Pause | Op::Awake);
+    let mut machine = at(if lives { Rest::Started } else { Rest::Broken });
     let first = machine.begin(op, then);
     (machine, first)
 }
@@ -121,7 +134,7 @@ impl VmActor {
         ctx.spawn(look.into_actor(self).map(|(record, adopted), act, ctx| {
             // A stop or destroy came meanwhile, and finds out in its own way.
             if act.machine.rest() != Some(Rest::Unknown) || act.performing {
-                return;
+                return act.look_again_later(ctx);
             }
             if let Some(reason) = adopted.trouble {
                 act.record.error = Some(reason);

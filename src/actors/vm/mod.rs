@@ -17,11 +17,12 @@ use crate::error::{ErrorCode, Failure};
 use crate::fork::Ticket;
 use crate::fork::plan::MemorySetting;
 use crate::hypervisor::{Exit, Vmm};
-use crate::messages::supervisor::ChildEnded;
+use crate::messages::supervisor::{ChildEnded, Order};
 use crate::messages::vm::{Blueprint, Command, GetRecord, Reply, Resize, Source};
 use crate::net::{Namespace, SlotPool};
 use crate::ports::{Ports, unix_millis};
 use crate::sandbox::record::Begin;
+use crate::sandbox::restart::Restarts;
 use crate::sandbox::view::StageTime;
 use crate::sandbox::{Action, Ask, Caller, Event, Machine, Make, Op, Phase, Record, Rest, Stage, StopMode, Views};
 
@@ -99,6 +100,8 @@ pub struct Tools {
     pub proxy: Addr<ProxyActor>,
     /// Who is told of the actor's end.
     pub supervisor: Recipient<ChildEnded>,
+    /// Who admits the starts that sandboxes are owed.
+    pub orders: Recipient<Order>,
 }
 
 /// The actor of one sandbox.
@@ -116,6 +119,8 @@ pub struct VmActor {
     traces: Option<restart::Traces>,
     /// The wait for a start that is owed.
     restart: Option<actix::SpawnHandle>,
+    /// What was owed before the commit under way.
+    owed: Option<Restarts>,
     callers: HashMap<Caller, Reply>,
     last_caller: u64,
     /// What the next creation makes; the last request's wins.
@@ -173,6 +178,9 @@ impl VmActor {
         (self.record, self.machine) = (record, machine);
         (self.vmm, self.netns) = (adopted.vmm.take(), adopted.netns.take());
         self.judge(None, adopted.end.take());
+        let (tools, record) = (self.tools.clone(), self.record.clone());
+        let found = Adopted { vmm: self.vmm.clone(), netns: self.netns.clone(), ..Adopted::default() };
+        ctx.spawn(async move { adopt::open_route(&tools, &record, &found).await }.into_actor(self));
         self.watch(ctx);
         self.apply(first, ctx);
         self.await_restart(ctx);
@@ -211,6 +219,7 @@ impl VmActor {
             exit: None,
             traces: None,
             restart: None,
+            owed: None,
             callers: HashMap::new(),
             last_caller: 0,
             blueprint: None,
@@ -344,7 +353,10 @@ impl VmActor {
             // What is stored from here on must not promise a disk.
             Stage::Erase => (self.record.disks, self.record.checkpoint) = (None, None),
             // The start that was owed is made.
-            Stage::Commit => self.record.restarts.started(),
+            Stage::Commit => {
+                self.owed = Some(self.record.restarts.clone());
+                self.record.restarts.started();
+            }
             // It ends because somebody asked for it.
             Stage::PowerOff | Stage::End if matches!(op, Some(Op::Stop(_))) => {
                 self.record.error = None;
@@ -420,6 +432,10 @@ impl VmActor {
             }
             Err(failure) => {
                 warn!(sandbox = %act.record.id, stage = done.stage.name(), micros = done.micros, error = %failure, "stage failed");
+                // It was not made after all.
+                if let (Stage::Commit, Some(owed)) = (done.stage, act.owed.take()) {
+                    act.record.restarts = owed;
+                }
                 // A guest that had to be forced and a request that was overtaken are nobody's fault.
                 act.note_failure(done.stage, &failure);
                 act.note_failed_start(done.stage, &failure);
@@ -475,6 +491,9 @@ impl VmActor {
                 self.record.since = unix_millis();
             }
             _ => {}
+        }
+        if rest == Rest::Broken {
+            self.restart_is_off();
         }
         self.performing = true;
         let job = perform::settle(self.tools.clone(), rest, self.record.clone(), self.saved.clone());
@@ -532,8 +551,7 @@ impl Handler<Command> for VmActor {
             Ask::Stop(StopMode::Usual) => Ask::Stop(self.tools.settings.stop_mode),
             ask => ask,
         };
-        self.give_precedence(ask, ctx);
-        let actions = self.step(Event::Asked(caller, ask));
+        let actions = if extras.owed { self.start_owed(caller) } else { self.asked(caller, ask, ctx) };
         self.apply(actions, ctx);
     }
 }

@@ -1,18 +1,24 @@
 //! Ends that nobody asked for: what is noted and kept of them, and whether and when the sandbox is started again.
 
-use actix::{AsyncContext, Context};
+use std::time::Duration;
+
+use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
 use futures::FutureExt;
 use futures::future::{LocalBoxFuture, Shared};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::VmActor;
 use crate::error::{ErrorCode, Failure, chain};
 use crate::hypervisor::Exit;
 use crate::hypervisor::bundle::{Bundle, Report};
+use crate::messages::supervisor::Order;
 use crate::ports::unix_millis;
 use crate::sandbox::record::LastExit;
 use crate::sandbox::restart::{Cause, Decision, Policy};
-use crate::sandbox::{Ask, Event, Op, Phase, Rest, Stage};
+use crate::sandbox::{Action, Ask, Caller, Event, Op, Phase, Rest, Stage};
+
+/// Before a start that is owed is asked for again, after it was not admitted: a drain, or no room.
+const NOT_ADMITTED: Duration = Duration::from_secs(1);
 
 /// What is being kept of an end; done when it is complete.
 pub(super) type Traces = Shared<LocalBoxFuture<'static, ()>>;
@@ -133,28 +139,59 @@ impl VmActor {
             return;
         }
         if let Some(pause) = self.record.restarts.wait(unix_millis()) {
-            self.restart = Some(ctx.run_later(pause, |act, ctx| {
-                act.restart = None;
-                // What is under way meanwhile comes to rest, and the wait begins anew.
-                if act.machine.rest() == Some(Rest::Stopped) && act.record.restarts.due.is_some() {
-                    let actions = act.step(Event::Restart);
-                    act.apply(actions, ctx);
-                }
-            }));
+            self.restart = Some(ctx.run_later(pause, Self::order_owed));
         }
     }
 
-    /// What somebody asks for overtakes what the sandbox would do by itself.
-    pub(super) fn give_precedence(&mut self, ask: Ask, ctx: &mut Context<Self>) {
-        let restarts = &mut self.record.restarts;
-        self.machine.set_unsettled(restarts.due.is_some() || restarts.given_up);
-        if matches!(ask, Ask::Capture | Ask::Resize | Ask::Pause) {
+    /// Asks the supervisor for the start that is owed, as anybody else would: it admits it, or not now.
+    fn order_owed(&mut self, ctx: &mut Context<Self>) {
+        self.restart = None;
+        // What is under way meanwhile comes to rest, and the wait begins anew.
+        if self.machine.rest() != Some(Rest::Stopped) || self.record.restarts.due.is_none() {
             return;
         }
-        restarts.forget();
+        let order = Order { owed: true, ..Order::new(self.record.id.clone(), Ask::Start) };
+        let ordered = self.tools.orders.send(order);
+        ctx.spawn(ordered.into_actor(self).map(|answer, act, ctx| {
+            let refused =
+                matches!(&answer, Ok(Err(failure)) if matches!(failure.code, ErrorCode::Busy | ErrorCode::NoSpace));
+            if refused && act.restart.is_none() && act.machine.rest() == Some(Rest::Stopped) {
+                debug!(sandbox = %act.record.id, ?answer, "the start that is owed is not admitted yet");
+                act.restart = Some(ctx.run_later(NOT_ADMITTED, Self::order_owed));
+            }
+        }));
+    }
+
+    /// The start that is owed is admitted. Who ordered it, the sandbox itself, is answered at once.
+    pub(super) fn start_owed(&mut self, caller: Caller) -> Vec<Action> {
+        let owed = self.machine.rest() == Some(Rest::Stopped) && self.record.restarts.due.is_some();
+        let mut actions = if owed { self.step(Event::Restart) } else { Vec::new() };
+        actions.push(Action::Answer(vec![caller], Ok(())));
+        actions
+    }
+
+    /// What somebody asks for overtakes what the sandbox would do by itself, unless it is refused.
+    pub(super) fn asked(&mut self, caller: Caller, ask: Ask, ctx: &mut Context<Self>) -> Vec<Action> {
+        let restarts = &self.record.restarts;
+        self.machine.set_unsettled(restarts.due.is_some() || restarts.given_up);
+        let actions = self.step(Event::Asked(caller, ask));
+        let refused = |action: &Action| matches!(action, Action::Answer(to, Err(_)) if to.contains(&caller));
+        if matches!(ask, Ask::Capture | Ask::Resize | Ask::Pause) || actions.iter().any(refused) {
+            return actions;
+        }
+        self.record.restarts.forget();
         self.tools.views.keep_quiet(&self.record.id);
         if let Some(wait) = self.restart.take() {
             ctx.cancel_future(wait);
+        }
+        actions
+    }
+
+    /// Something of it may be left on the host, so it is not started by itself, and the API is told how it stands.
+    pub(super) fn restart_is_off(&mut self) {
+        if self.record.restarts.due.is_some() {
+            self.record.restarts.started();
+            self.tools.views.tell(&self.record.id);
         }
     }
 

@@ -13,6 +13,10 @@ impl VmActor {
         }
     }
 
+    fn waits_for_start(&self) -> bool {
+        self.machine.rest() == Some(Rest::Stopped) && self.record.restarts.due.is_some()
+    }
+
     pub(super) fn view(&self) -> View {
         let plan = self.record.slot.map(|slot| self.tools.slots.borrow().plan(&self.record.id, slot));
         let begin = &self.record.begin;
@@ -22,11 +26,11 @@ impl VmActor {
                 // A paused source stays paused, whatever is done to its VMM meanwhile.
                 Some((Op::Replace(Rest::Paused), _)) => WireState::Paused,
                 None if self.machine.rest() == Some(Rest::Unknown) => WireState::Unknown,
-                None if self.record.restarts.due.is_some() => WireState::Starting,
+                None if self.waits_for_start() => WireState::Starting,
                 None if self.machine.rest() == Some(Rest::Stopped) && self.record.restarts.given_up => WireState::Error,
                 _ => Phase::of(&self.machine).map_or(WireState::Destroyed, WireState::from),
             },
-            settled: self.machine.work().is_none() && self.record.restarts.due.is_none(),
+            settled: self.machine.work().is_none() && !self.waits_for_start(),
             size: self.record.size,
             running: self.record.running,
             daemon_version: self.record.daemon_version.clone(),
