@@ -126,7 +126,8 @@ impl Sandbox {
         self.disk = vec![block];
         if let Some(known) = &self.memory {
             let same = known.boot == boot && known.counter <= counter && known.mark == mark;
-            let anew = known.boot != boot && shown["begin"]["from"] == "boot";
+            // Also from memory: after a restart it may have been stopped. The same boot never goes back.
+            let anew = known.boot != boot;
             assert!(
                 same || (anew && self.may_forget(run)),
                 "{id} had {known:?} and has boot {boot}, counter {counter}, mark {mark:?}, harm {:?}: {shown}",
