@@ -16,6 +16,9 @@ const ANSWERS: Duration = Duration::from_secs(10);
 const RECOVERS: Duration = Duration::from_secs(45);
 /// The runner looks at the volume once a second.
 const SEEN_FREE: Duration = Duration::from_secs(4);
+/// A job begins anew in each life, so who is killed every two seconds finishes none that takes three. One that is as old
+/// as this is left the time.
+const OLD: Duration = Duration::from_secs(20);
 
 /// Makes trouble until the end, and leaves a runner that has recovered, an API that works and a volume with space.
 pub fn makes(run: &Run, mut runner: Runner, mut chance: Chance) -> Runner {
@@ -26,6 +29,7 @@ pub fn makes(run: &Run, mut runner: Runner, mut chance: Chance) -> Runner {
         let ended = runner.child.try_wait().expect("wait");
         assert!(ended.is_none(), "the runner has ended by itself: {ended:?}");
         match chance.below(36) {
+            0..=11 if is_waited_for(run) => run.count("runner spared"),
             0..=8 => runner = killed(run, runner, &mut chance),
             9..=11 => runner = ended_in_order(run, runner, &mut chance),
             12..=14 => outage(run, &mut chance),
@@ -59,6 +63,12 @@ pub fn makes(run: &Run, mut runner: Runner, mut chance: Chance) -> Runner {
         run.full.fetch_add(1, Ordering::SeqCst);
     }
     runner
+}
+
+/// Somebody waits for a job for long.
+fn is_waited_for(run: &Run) -> bool {
+    let jobs = run.host.api.jobs();
+    jobs.iter().any(|job| !job.status.is_terminal() && job.timing.submitted.elapsed() > OLD)
 }
 
 fn killed(run: &Run, mut runner: Runner, chance: &mut Chance) -> Runner {
