@@ -54,7 +54,7 @@ impl VmActor {
         let starts = match self.machine.work() {
             // It is booted instead.
             Some((Op::Start { warm: true }, _)) => stage != Stage::Restore,
-            Some((Op::Start { .. } | Op::Rescue { create: false }, _)) => true,
+            Some((Op::Start { .. } | Op::Recall | Op::Rescue { create: false }, _)) => true,
             _ => false,
         };
         if !starts || failure.code == ErrorCode::Interrupted {
@@ -137,6 +137,7 @@ impl VmActor {
                 act.restart = None;
                 // What is under way meanwhile comes to rest, and the wait begins anew.
                 if act.machine.rest() == Some(Rest::Stopped) && act.record.restarts.due.is_some() {
+                    act.machine.set_recalls(act.record.restarts.paused);
                     let actions = act.step(Event::Restart);
                     act.apply(actions, ctx);
                 }

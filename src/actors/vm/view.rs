@@ -13,6 +13,11 @@ impl VmActor {
         }
     }
 
+    /// Where the end before it could not be cleared, nothing comes of a start that is owed until somebody acts.
+    fn awaits_restart(&self) -> bool {
+        self.record.restarts.due.is_some() && self.machine.rest() != Some(Rest::Broken)
+    }
+
     pub(super) fn view(&self) -> View {
         let plan = self.record.slot.map(|slot| self.tools.slots.borrow().plan(&self.record.id, slot));
         let begin = &self.record.begin;
@@ -20,13 +25,13 @@ impl VmActor {
             id: self.record.id.clone(),
             state: match self.machine.work() {
                 // A paused source stays paused, whatever is done to its VMM meanwhile.
-                Some((Op::Replace(Rest::Paused), _)) => WireState::Paused,
+                Some((Op::Replace(Rest::Paused) | Op::Recall, _)) => WireState::Paused,
                 None if self.machine.rest() == Some(Rest::Unknown) => WireState::Unknown,
-                None if self.record.restarts.due.is_some() => WireState::Starting,
+                None if self.awaits_restart() => WireState::Starting,
                 None if self.machine.rest() == Some(Rest::Stopped) && self.record.restarts.given_up => WireState::Error,
                 _ => Phase::of(&self.machine).map_or(WireState::Destroyed, WireState::from),
             },
-            settled: self.machine.work().is_none() && self.record.restarts.due.is_none(),
+            settled: self.machine.work().is_none() && !self.awaits_restart(),
             size: self.record.size,
             running: self.record.running,
             daemon_version: self.record.daemon_version.clone(),
