@@ -10,6 +10,7 @@ use runner_ch::sandbox::{Ask, StopMode};
 #[path = "world/mod.rs"]
 mod fakes;
 
+use fakes::deeds::{Base, Deed};
 use fakes::{Machine, Twist, World};
 
 #[test]
@@ -276,5 +277,82 @@ fn running_vms_are_adopted_and_what_cannot_be_checked_is_left_alone() {
         assert_eq!(world.state("box").as_deref(), Some("unknown"));
         world.ask("box", Ask::Destroy).await.unwrap();
         world.host.assert_nothing_left();
+    });
+}
+
+#[test]
+fn a_resize_that_could_not_be_stored_is_not_done() {
+    let machine = Machine::new();
+    machine.life(async |world: World| {
+        world.create("box").await.unwrap();
+        world.host.twist("put", Twist::Fails, 1);
+        let refused = world.carry_out(&Deed::Resize("box", 2), false).await.remove(0).1;
+        assert!(refused.unwrap_err().message.contains("cannot save"), "a kill would undo it");
+        world.carry_out(&Deed::Resize("box", 3), false).await.remove(0).1.unwrap();
+    });
+    machine.life(async |world: World| {
+        assert_eq!(world.views.get(&"box".parse().unwrap()).unwrap().size.vcpus, 3);
+    });
+}
+
+#[test]
+fn a_source_that_cannot_be_started_again_after_a_kill_is_shown_as_broken() {
+    let machine = Machine::new();
+    machine.life(async |world: World| {
+        world.create("box").await.unwrap();
+        world.host.twist("split", Twist::Hangs, 1);
+        actix::spawn(world.fork("box", &["copy"]));
+        world.until("its VMM is replaced", || world.host.count("split") == 1).await;
+    });
+    machine.host.twist("clear", Twist::Fails, 1);
+    machine.life(async |world: World| {
+        world.until("it is settled", || world.views.list().iter().all(|view| view.settled)).await;
+        assert_eq!(world.state("box").as_deref(), Some("error"));
+        world.ask("box", Ask::Stop(StopMode::Kill)).await.unwrap();
+        world.ask("box", Ask::Start).await.unwrap();
+        assert_eq!(world.host.count("boot"), 1, "it goes on from its memory");
+    });
+}
+
+#[test]
+fn a_paused_source_whose_copy_fails_is_paused_again() {
+    Machine::new().life(async |world: World| {
+        world.create("box").await.unwrap();
+        world.ask("box", Ask::Pause).await.unwrap();
+        let memory = world.host.memory("box");
+        for effect in ["begin_capture", "copy_snapshot", "split"] {
+            world.host.twist(effect, Twist::Fails, 1);
+            world.fork("box", &["copy"]).await.unwrap().remove(0).1.expect_err(effect);
+            world.until("it is settled", || world.views.list().iter().all(|view| view.settled)).await;
+            assert_eq!(world.state("box").as_deref(), Some("paused"), "after {effect}");
+            assert_eq!(world.host.memory("box"), memory, "after {effect}");
+        }
+        let resumes = world.host.count("resume");
+        world.ask("box", Ask::Start).await.unwrap();
+        assert_eq!(world.host.count("resume"), resumes + 1, "nobody has let it run meanwhile");
+    });
+}
+
+#[test]
+fn a_guest_that_runs_to_power_off_uses_up_the_memory_of_its_last_copy() {
+    Machine::new().life(async |world: World| {
+        world.create("box").await.unwrap();
+        world.ask("box", Ask::Pause).await.unwrap();
+        world.fork("box", &["copy"]).await.unwrap().remove(0).1.unwrap();
+        world.ask("box", Ask::Stop(StopMode::Shutdown)).await.unwrap();
+        assert!(!world.views.get(&"box".parse().unwrap()).unwrap().checkpoint);
+    });
+}
+
+#[test]
+fn a_create_that_waits_for_a_destroy_is_not_told_of_the_old_vmm() {
+    Machine::new().life(async |world: World| {
+        world.create("box").await.unwrap();
+        let destroy = world.carry_out(&Deed::Destroy("box"), false);
+        let create = world.carry_out(&Deed::Create("box", Base::Idle), false);
+        let (destroyed, created) = futures::future::join(destroy, create).await;
+        destroyed[0].1.as_ref().unwrap();
+        created[0].1.as_ref().unwrap();
+        assert_eq!(world.state("box").as_deref(), Some("stopped"));
     });
 }

@@ -43,7 +43,7 @@ pub fn decide(ask: Ask, situation: Situation) -> Verdict {
     match (situation.known, ask) {
         (true, _) => Verdict::Admit,
         (false, Ask::Destroy) => Verdict::Done,
-        (false, Ask::Start | Ask::Boot | Ask::Stop(_) | Ask::Pause | Ask::Capture | Ask::Resize) => {
+        (false, Ask::Start | Ask::Boot | Ask::Recall | Ask::Stop(_) | Ask::Pause | Ask::Capture | Ask::Resize) => {
             refuse(ErrorCode::NotFound, "the sandbox does not exist on this host")
         }
         (false, Ask::Create(_)) => Verdict::Admit,

@@ -97,7 +97,7 @@ pub fn needs(ask: Ask, present: Option<&View>, size: Option<Size>) -> Option<Siz
 /// destroy gives space back, and who runs or is paused already needs none.
 pub fn writes(ask: Ask, present: Option<&View>) -> bool {
     match ask {
-        Ask::Create(_) | Ask::Start | Ask::Boot => {
+        Ask::Create(_) | Ask::Start | Ask::Boot | Ask::Recall => {
             !present.is_some_and(|view| matches!(view.state, WireState::Started | WireState::Paused))
         }
         Ask::Capture => true,

@@ -82,6 +82,8 @@ pub struct Machine {
     checkpoint: bool,
     /// A capture of the VM has to end its VMM, and a new one goes on from the same point.
     replaces: bool,
+    /// The start that it is owed leaves it paused.
+    recalls: bool,
     /// It rests as "stopped" for the time being only: a stop has something to end even there.
     unsettled: bool,
 }
@@ -89,7 +91,7 @@ pub struct Machine {
 impl Machine {
     /// A machine at rest; `disk` tells whether a complete root disk exists.
     pub fn resting(rest: Rest, disk: bool) -> Self {
-        Self { state: State::Idle(rest), disk, checkpoint: false, replaces: false, unsettled: false }
+        Self { state: State::Idle(rest), disk, checkpoint: false, replaces: false, recalls: false, unsettled: false }
     }
 
     /// The same with a checkpoint that was not used yet.
@@ -101,6 +103,11 @@ impl Machine {
     /// Says whether a capture that begins from now on has to replace the VMM: that of a VM may change with each start.
     pub fn set_replaces(&mut self, replaces: bool) {
         self.replaces = replaces;
+    }
+
+    /// Says whether the start that it is owed leaves it paused.
+    pub fn set_recalls(&mut self, recalls: bool) {
+        self.recalls = recalls;
     }
 
     /// Says whether it would be started by itself from where it rests, or rests there as an error.
@@ -151,7 +158,8 @@ impl Machine {
             Event::StageFailed(stage, failure) => self.finished(stage, Some(failure), &mut actions),
             Event::Restart => {
                 if self.rest() == Some(Rest::Stopped) {
-                    self.asked_at_rest(Rest::Stopped, Vec::new(), Ask::Start, &mut actions);
+                    let ask = if self.recalls { Ask::Recall } else { Ask::Start };
+                    self.asked_at_rest(Rest::Stopped, Vec::new(), ask, &mut actions);
                 }
             }
             Event::VmmExited => {
@@ -182,11 +190,13 @@ impl Machine {
             (Rest::Absent, Ask::Destroy)
             | (Rest::Stopped, Ask::Stop(_) | Ask::Create(Make::Idle))
             | (Rest::Started, Ask::Create(_) | Ask::Start | Ask::Boot)
-            | (Rest::Paused, Ask::Pause) => {
+            | (Rest::Paused, Ask::Pause)
+            | (Rest::Started | Rest::Paused, Ask::Recall) => {
                 return self.answer(callers, Ok(()), actions);
             }
             (Rest::Absent, _) => return self.answer(callers, Err(not_found()), actions),
-            (Rest::Stopped, Ask::Create(_) | Ask::Start) => Op::Start { warm: self.checkpoint },
+            (Rest::Stopped, Ask::Recall) if self.checkpoint => Op::Recall,
+            (Rest::Stopped, Ask::Create(_) | Ask::Start | Ask::Recall) => Op::Start { warm: self.checkpoint },
             (Rest::Stopped, Ask::Boot) => Op::Start { warm: false },
             (Rest::Stopped, Ask::Pause) => return self.answer(callers, Err(not_running()), actions),
             (Rest::Started, Ask::Pause) => Op::Pause,
@@ -265,8 +275,8 @@ impl Machine {
                 self.settle(home, Some(failure), actions);
             }
             // Its VMM has ended, its checkpoint is there: it is started from that, whatever becomes of the caller.
-            (Op::Replace(_), Some(failure)) if stage != Stage::End => {
-                work.then = Some(Ask::Start);
+            (Op::Replace(rest), Some(failure)) if stage != Stage::End => {
+                work.then = Some(if rest == Rest::Paused { Ask::Recall } else { Ask::Start });
                 self.undo(failure, actions);
             }
             (_, Some(failure)) => self.settle(Rest::Broken, Some(failure), actions),
@@ -275,7 +285,8 @@ impl Machine {
 
     /// What uses up the checkpoint does so from the moment it is begun.
     fn consume(&mut self, stage: Stage) {
-        self.checkpoint &= !matches!(stage, Stage::Suspend | Stage::Wake | Stage::Configure | Stage::Erase);
+        self.checkpoint &=
+            !matches!(stage, Stage::Suspend | Stage::Wake | Stage::Configure | Stage::PowerOff | Stage::Erase);
         self.disk &= stage != Stage::Erase;
     }
 

@@ -38,6 +38,8 @@ pub enum Ask {
     Start,
     /// Start it by booting, even if a checkpoint is there, which is then lost.
     Boot,
+    /// Bring a source that was paused back to that, after its VMM was ended in vain for a copy. Asked by itself only.
+    Recall,
     /// Stop it; already stopped is success.
     Stop(StopMode),
     /// Pause its virtual CPUs; already paused is success.
@@ -55,7 +57,7 @@ impl Ask {
     pub fn verb(self) -> &'static str {
         match self {
             Ask::Create(_) => "create",
-            Ask::Start | Ask::Boot => "start",
+            Ask::Start | Ask::Boot | Ask::Recall => "start",
             Ask::Stop(_) => "stop",
             Ask::Pause => "pause",
             Ask::Capture => "capture",
@@ -104,6 +106,8 @@ pub enum Op {
         /// From its checkpoint.
         warm: bool,
     },
+    /// Being restored from its checkpoint; it stays paused, and the checkpoint unused.
+    Recall,
     /// Being booted, because the memory that it should go on from could not be used.
     Rescue {
         /// It did not exist before.
@@ -231,6 +235,7 @@ impl Op {
             }
             Op::Start { warm: false } => &[S::Gate, S::Network, S::Launch, S::Configure, S::Boot, S::Ready, S::Commit],
             Op::Start { warm: true } => &[S::Gate, S::Network, S::Launch, S::Restore, S::Wake, S::Ready, S::Commit],
+            Op::Recall => &[S::Gate, S::Network, S::Launch, S::Restore, S::Commit],
             Op::Rescue { .. } => &[S::End, S::Launch, S::Configure, S::Boot, S::Ready, S::Commit],
             Op::Awake => &[S::Wake, S::Commit],
             Op::Stop(StopMode::Shutdown | StopMode::Usual) => &[S::PowerOff, S::End, S::Unplug],
@@ -249,7 +254,7 @@ impl Op {
 
     /// Whether this operation makes things (and must be undone when it fails).
     pub fn builds(self) -> bool {
-        matches!(self, Op::Create(_) | Op::Start { .. } | Op::Rescue { .. })
+        matches!(self, Op::Create(_) | Op::Start { .. } | Op::Recall | Op::Rescue { .. })
     }
 
     /// Whether it holds its place at the gate until a VM runs.
@@ -278,7 +283,7 @@ impl Op {
             | Op::Awake
             | Op::Resume => Rest::Started,
             Op::Create(Make::Idle) | Op::Stop(_) | Op::UndoStart | Op::Clear => Rest::Stopped,
-            Op::Pause => Rest::Paused,
+            Op::Pause | Op::Recall => Rest::Paused,
             Op::Capture(rest) | Op::Replace(rest) | Op::Resize(rest) => rest,
             Op::Destroy | Op::UndoCreate => Rest::Absent,
         }
@@ -292,7 +297,7 @@ impl Op {
     pub fn doing(self) -> &'static str {
         match self {
             Op::Create(_) | Op::Rescue { create: true } => "being created",
-            Op::Start { .. } | Op::Rescue { .. } | Op::Awake | Op::Resume => "being started",
+            Op::Start { .. } | Op::Recall | Op::Rescue { .. } | Op::Awake | Op::Resume => "being started",
             Op::Stop(_) | Op::UndoStart | Op::Clear => "being stopped",
             Op::Pause => "being paused",
             Op::Capture(_) | Op::Replace(_) => "being copied",

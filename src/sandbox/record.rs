@@ -65,9 +65,10 @@ impl Phase {
             Op::Create(_) | Op::Start { .. } | Op::Rescue { .. } | Op::Awake if stage == Stage::Commit => {
                 Phase::Started
             }
+            Op::Recall if stage == Stage::Commit => Phase::Paused,
             Op::Create(_) | Op::Rescue { create: true } => Phase::Creating,
             Op::Start { warm: true } | Op::Awake if matches!(stage, Stage::Wake | Stage::Ready) => Phase::Waking,
-            Op::Start { .. } | Op::Rescue { .. } | Op::Awake => Phase::Starting,
+            Op::Start { .. } | Op::Recall | Op::Rescue { .. } | Op::Awake => Phase::Starting,
             Op::Pause => Phase::Pausing,
             Op::Resume => Phase::Waking,
             Op::Capture(Rest::Started) => Phase::Capturing,

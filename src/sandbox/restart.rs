@@ -77,6 +77,9 @@ pub struct Restarts {
     /// That start is owed whatever the policy: the runner itself has ended its VMM, to put another one in its place.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub replaced: bool,
+    /// That start leaves it paused, as it was before its VMM was ended.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
     /// It ended too often and is not started any more until somebody asks for it.
     #[serde(default)]
     pub given_up: bool,
@@ -99,7 +102,7 @@ impl Restarts {
     pub fn ended(&mut self, settings: Settings, cause: Cause, now: u64, chance: u16) -> Decision {
         let decision = self.decide(settings, cause, now, chance);
         self.given_up = matches!(decision, Decision::GiveUp(_));
-        self.replaced = false;
+        (self.replaced, self.paused) = (false, false);
         self.due = match decision {
             Decision::Restart(pause) => Some(now.saturating_add(millis(pause))),
             Decision::Rest | Decision::GiveUp(_) => None,
@@ -140,7 +143,7 @@ impl Restarts {
 
     /// It has been started.
     pub fn started(&mut self) {
-        (self.due, self.replaced) = (None, false);
+        (self.due, self.replaced, self.paused) = (None, false, false);
     }
 
     /// How long to wait at `now` for the start that is owed; none if none is. Never longer than a pause can be, even

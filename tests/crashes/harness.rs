@@ -133,7 +133,8 @@ pub fn enumerate(name: &str, story: &Story) {
         count(Met::Never),
         began.elapsed().as_secs_f64()
     );
-    assert!(count(Met::Never) * 10 <= bench.rounds, "{name}: too many points were not reached: {met:?}");
+    // Which of two things that run side by side comes first is chance, and so is how often some points are reached.
+    assert!(count(Met::Never) <= 1 + bench.rounds / 10, "{name}: too many points were not reached: {met:?}");
 }
 
 fn pretty(value: &Value) -> String {

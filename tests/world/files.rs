@@ -61,9 +61,12 @@ impl Disks for Host {
     fn remove<'a>(&'a self, sandbox: &'a SandboxId) -> Answer<'a, ()> {
         async move {
             self.disk_effect("erase").await?;
+            self.insist(!self.0.borrow().vmms.contains_key(sandbox.as_str()), "a VMM loses its disk");
             let mut host = self.0.borrow_mut();
             host.disks.remove(sandbox.as_str());
             host.checkpoints.remove(sandbox.as_str());
+            drop(host);
+            self.forget_images(&Disks::dir(self, sandbox));
             Ok(())
         }
         .boxed_local()
@@ -88,6 +91,7 @@ impl Disks for Host {
         async move {
             self.disk_effect("end_capture").await?;
             self.0.borrow_mut().captures.remove(dir);
+            self.forget_images(dir);
             Ok(())
         }
         .boxed_local()
@@ -97,7 +101,9 @@ impl Disks for Host {
         async move {
             self.disk_effect("begin_checkpoint").await?;
             self.0.borrow_mut().checkpoints.insert(sandbox.to_string());
-            Ok(Disks::dir(self, sandbox).join("checkpoint"))
+            let dir = Disks::dir(self, sandbox).join("checkpoint");
+            self.forget_images(&dir);
+            Ok(dir)
         }
         .boxed_local()
     }
@@ -106,6 +112,7 @@ impl Disks for Host {
         async move {
             self.disk_effect("end_checkpoint").await?;
             self.0.borrow_mut().checkpoints.remove(sandbox.as_str());
+            self.forget_images(&Disks::dir(self, sandbox).join("checkpoint"));
             Ok(())
         }
         .boxed_local()
@@ -117,7 +124,7 @@ impl Disks for Host {
 
     fn freeze<'a>(&'a self, root: &'a RootDisk, capture: &'a Path) -> Answer<'a, RootDisk> {
         async move {
-            assert_eq!(root.format, Format::Raw, "a qcow2 disk is frozen behind its VMM");
+            self.insist(root.format == Format::Raw, "a qcow2 disk is frozen behind its VMM");
             self.disk_effect("freeze").await?;
             Ok(RootDisk { path: capture.join("disk.raw"), ..root.clone() })
         }
@@ -130,7 +137,7 @@ impl Disks for Host {
 
     fn split<'a>(&'a self, sandbox: &'a SandboxId, root: &'a RootDisk) -> Answer<'a, (RootDisk, RootDisk)> {
         async move {
-            assert!(!self.0.borrow().vmms.contains_key(sandbox.as_str()), "the disk of a VMM is split");
+            self.insist(!self.0.borrow().vmms.contains_key(sandbox.as_str()), "the disk of a VMM is split");
             self.disk_effect("split").await?;
             let mut host = self.0.borrow_mut();
             host.held += 1;
@@ -145,6 +152,7 @@ impl Disks for Host {
 
     fn release<'a>(&'a self, frozen: &'a RootDisk) -> Answer<'a, ()> {
         async {
+            self.disk_effect("release").await?;
             if frozen.format == Format::Qcow2 {
                 self.0.borrow_mut().held -= 1;
             }
@@ -196,6 +204,8 @@ impl Disks for Host {
 
     fn sweep(&self) -> Answer<'_, u64> {
         async {
+            self.disk_effect("sweep").await?;
+            self.forget_images(Path::new("/nowhere/.captures"));
             let mut host = self.0.borrow_mut();
             host.held = 0;
             Ok(std::mem::take(&mut host.captures).len() as u64)
@@ -241,10 +251,15 @@ impl Memory for Host {
         async { self.effect("share").await.map_err(|()| io("share")) }.boxed_local()
     }
 
-    fn prepare<'a>(&'a self, _: &'a Source, _: &'a Path) -> LocalBoxFuture<'a, Result<Rc<dyn Delta>, memory::Error>> {
+    fn prepare<'a>(
+        &'a self,
+        _: &'a Source,
+        target: &'a Path,
+    ) -> LocalBoxFuture<'a, Result<Rc<dyn Delta>, memory::Error>> {
         async {
             self.effect("prepare").await.map_err(|()| io("prepare"))?;
-            Ok(Rc::new(FakeDelta(self.clone())) as Rc<dyn Delta>)
+            let target = target.to_owned();
+            Ok(Rc::new(FakeDelta(self.clone(), target)) as Rc<dyn Delta>)
         }
         .boxed_local()
     }
@@ -263,7 +278,7 @@ impl Memory for Host {
     }
 }
 
-struct FakeDelta(Host);
+struct FakeDelta(Host, PathBuf);
 
 impl Delta for FakeDelta {
     fn take(&self) -> LocalBoxFuture<'_, Result<Taken, memory::Error>> {
@@ -275,7 +290,12 @@ impl Delta for FakeDelta {
     }
 
     fn keep(&self, _: bool) -> LocalBoxFuture<'_, Result<(), memory::Error>> {
-        async { self.0.effect("keep").await.map_err(|()| io("keep")) }.boxed_local()
+        async {
+            self.0.effect("keep").await.map_err(|()| io("keep"))?;
+            self.0.complete_image(&self.1);
+            Ok(())
+        }
+        .boxed_local()
     }
 }
 
@@ -292,6 +312,12 @@ impl Snapshots for Host {
                 source: std::io::Error::from_raw_os_error(28),
             };
             self.effect("save").await.map_err(broken)?;
+            if let Some(warm) = &save.warm {
+                let image = self.0.borrow().images.get(&warm.device).cloned();
+                self.insist(image.as_ref().is_some_and(|image| image.complete), "a snapshot without a memory");
+                let dir = Snapshots::dir(self, &save.reference);
+                self.0.borrow_mut().images.extend(image.map(|image| (dir, image)));
+            }
             let warm = save.warm.as_ref().map(|warm| MemoryEntry {
                 file: entry("memory"),
                 device: Vec::new(),
@@ -338,7 +364,17 @@ impl Snapshots for Host {
         reference: &'a SnapshotRef,
         _: &'a [SandboxId],
     ) -> LocalBoxFuture<'a, Result<bool, snapshots::Error>> {
-        async move { Ok(self.0.borrow_mut().snapshots.remove(reference.as_str()).is_some()) }.boxed_local()
+        async move {
+            let broken = |()| snapshots::Error::Io {
+                doing: "remove",
+                path: "/nowhere".into(),
+                source: std::io::Error::from_raw_os_error(5),
+            };
+            self.effect("remove_snapshot").await.map_err(broken)?;
+            self.forget_images(&Snapshots::dir(self, reference));
+            Ok(self.0.borrow_mut().snapshots.remove(reference.as_str()).is_some())
+        }
+        .boxed_local()
     }
 
     fn survey(&self) -> LocalBoxFuture<'_, Result<SnapshotSurvey, snapshots::Error>> {

@@ -30,20 +30,28 @@ use runner_ch::ids::{JobId, SandboxId};
 use runner_ch::jobs::payload::CreateSpec;
 use runner_ch::messages::fork::{Copies, Fork};
 use runner_ch::messages::supervisor::{Order, Recover};
-use runner_ch::net::{self, Leaked, Namespace, Network, NetworkSurvey, SlotPool};
+use runner_ch::net::{self, Leaked, Namespace, Network, NetworkSurvey, Slot, SlotPool};
 use runner_ch::ports::Ports;
 use runner_ch::pressure::Pressure;
 use runner_ch::sandbox::admission::Defaults;
 use runner_ch::sandbox::capacity::Limits;
 use runner_ch::sandbox::{Ask, StopMode, Views};
-use runner_ch::store::SledStore;
+use runner_ch::store::Store;
 use runner_ch::toolbox::{Renewal, Toolbox};
 use tokio::sync::Notify;
 
 use survey::{Networks, Vmms, answer};
 
+pub mod deeds;
 mod files;
+mod guests;
+mod life;
+mod store;
 mod survey;
+
+use guests::{Guest, Image};
+#[allow(unused_imports, reason = "each test file uses its own part of this")]
+pub use life::{Cut, Life, Machine, Moment};
 
 /// What an effect does when it is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +64,7 @@ pub enum Twist {
 }
 
 /// The host in memory. Effects are named like their methods.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub struct HostState {
     /// Host links by sandbox.
     pub networks: BTreeMap<String, String>,
@@ -93,6 +101,20 @@ pub struct HostState {
     pub max_queued: Option<usize>,
     /// Available memory in bytes.
     pub available: u64,
+    /// What no order of calls may bring about on a host, whatever the caller was told.
+    pub violations: Vec<String>,
+    /// How many twists have struck.
+    pub struck: usize,
+    /// Where the present life ends.
+    pub cut: Option<Cut>,
+    dead: bool,
+    death: Rc<Notify>,
+    slots: BTreeMap<String, Slot>,
+    /// Frozen memories by the directory of their device state.
+    pub images: BTreeMap<PathBuf, Image>,
+    /// Which VMM went on from a frozen memory of its own.
+    spent: BTreeMap<u64, i32>,
+    memories: u64,
 }
 
 #[derive(Clone, Default)]
@@ -129,27 +151,54 @@ impl Host {
         self.0.borrow().vmms.get(sandbox).is_some_and(|vmm| vmm.running.get())
     }
 
+    /// What must never be: kept for the test, as a panic here is taken for one of the caller's.
+    fn insist(&self, holds: bool, what: &str) {
+        if !holds {
+            self.0.borrow_mut().violations.push(what.to_owned());
+            panic!("{what}");
+        }
+    }
+
     async fn effect(&self, name: &str) -> Result<(), ()> {
-        let twist = {
+        let last = self.enter(name).await?;
+        self.leave(last);
+        Ok(())
+    }
+
+    /// Comes to an effect; whether the life ends with it.
+    async fn enter(&self, name: &str) -> Result<bool, ()> {
+        let (twist, moment) = {
             let mut host = self.0.borrow_mut();
-            host.effects.push(name.to_owned());
-            match host.twists.get_mut(name) {
-                Some((times, twist)) if *times > 0 => {
-                    *times -= 1;
-                    Some(*twist)
-                }
-                _ => None,
+            // Beside each running VM this is waited for; it is no effect.
+            let moment = if name == "exited" { None } else { host.count_down() };
+            if host.dead || moment == Some(Moment::Before) {
+                (None, Some(Moment::Before))
+            } else {
+                host.effects.push(name.to_owned());
+                (host.next_twist(name), moment)
             }
         };
+        if moment == Some(Moment::Before) {
+            self.die();
+            std::future::pending::<()>().await;
+        }
+        let last = moment == Some(Moment::After);
         match twist {
-            None => Ok(()),
-            Some(Twist::Fails) => Err(()),
-            Some(Twist::Hangs) => std::future::pending().await,
-            Some(Twist::Slow) => {
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                Ok(())
+            None => {}
+            Some(Twist::Fails) => {
+                self.leave(last);
+                return Err(());
             }
+            Some(Twist::Hangs) => std::future::pending().await,
+            Some(Twist::Slow) => tokio::time::sleep(Duration::from_secs(1)).await,
             Some(Twist::Panics) => panic!("{name} panics, as ordered"),
+        }
+        Ok(last)
+    }
+
+    fn leave(&self, last: bool) {
+        if last {
+            self.die();
         }
     }
 }
@@ -166,6 +215,7 @@ pub struct FakeVmm {
     sandbox: String,
     pub known: Known,
     running: Rc<Cell<bool>>,
+    guest: Rc<RefCell<Guest>>,
     exited: Rc<(RefCell<Option<Exit>>, Notify)>,
 }
 
@@ -211,6 +261,7 @@ impl Vmm for FakeVmm {
             let booted = self.host.effect("boot").await.map_err(|()| refused("boot"));
             self.host.0.borrow_mut().booting -= 1;
             self.running.set(booted.is_ok());
+            self.boots();
             self.host.write(&self.sandbox);
             booted
         }
@@ -224,7 +275,7 @@ impl Vmm for FakeVmm {
 
     fn power_button(&self) -> LocalBoxFuture<'_, Result<(), hypervisor::Error>> {
         async {
-            assert!(self.running.get(), "a paused guest is asked");
+            self.host.insist(self.running.get(), "a paused guest is asked");
             self.host.effect("power_button").await.map_err(|()| refused("power_button"))?;
             self.exit(Exit::GuestPowerOff);
             Ok(())
@@ -244,6 +295,7 @@ impl Vmm for FakeVmm {
     fn resume(&self) -> LocalBoxFuture<'_, Result<(), hypervisor::Error>> {
         async {
             self.host.effect("resume").await.map_err(|()| refused("resume"))?;
+            self.goes_on()?;
             self.running.set(true);
             self.host.write(&self.sandbox);
             Ok(())
@@ -251,15 +303,17 @@ impl Vmm for FakeVmm {
         .boxed_local()
     }
 
-    fn snapshot<'a>(&'a self, _: &'a Path, _: SnapshotMemory) -> LocalBoxFuture<'a, Result<(), hypervisor::Error>> {
+    fn snapshot<'a>(&'a self, dir: &'a Path, _: SnapshotMemory) -> LocalBoxFuture<'a, Result<(), hypervisor::Error>> {
         async {
-            assert!(!self.running.get(), "a snapshot of a running VM");
-            self.host.effect("snapshot").await.map_err(|()| refused("snapshot"))
+            self.host.insist(!self.running.get(), "a snapshot of a running VM");
+            self.host.effect("snapshot").await.map_err(|()| refused("snapshot"))?;
+            self.freeze(dir);
+            Ok(())
         }
         .boxed_local()
     }
 
-    fn restore<'a>(&'a self, _: &'a Path) -> LocalBoxFuture<'a, Result<(), hypervisor::Error>> {
+    fn restore<'a>(&'a self, dir: &'a Path) -> LocalBoxFuture<'a, Result<(), hypervisor::Error>> {
         async {
             {
                 let mut host = self.host.0.borrow_mut();
@@ -269,13 +323,19 @@ impl Vmm for FakeVmm {
             tokio::time::sleep(Duration::from_millis(10)).await;
             let restored = self.host.effect("restore").await.map_err(|()| refused("restore"));
             self.host.0.borrow_mut().restoring -= 1;
-            restored
+            restored?;
+            self.bring_back(dir)
         }
         .boxed_local()
     }
 
     fn unload(&self) -> LocalBoxFuture<'_, Result<(), hypervisor::Error>> {
-        async { self.host.effect("unload").await.map_err(|()| refused("unload")) }.boxed_local()
+        async {
+            self.host.effect("unload").await.map_err(|()| refused("unload"))?;
+            self.unloads();
+            Ok(())
+        }
+        .boxed_local()
     }
 
     fn resize(&self, _: u32) -> LocalBoxFuture<'_, Result<(), hypervisor::Error>> {
@@ -323,9 +383,16 @@ impl Hypervisor for Host {
             process.pid = 1_000_000 + self.0.borrow().pids;
             let known = Known { process, version: Version::parse("v53.0")? };
             let host = self.clone();
-            let vmm = FakeVmm { host, sandbox: sandbox.clone(), known, running: Rc::default(), exited: Rc::default() };
-            let before = self.0.borrow_mut().vmms.insert(sandbox, vmm.clone());
-            assert!(before.is_none(), "two VMMs for one sandbox");
+            let vmm = FakeVmm {
+                host,
+                sandbox: sandbox.clone(),
+                known,
+                running: Rc::default(),
+                guest: Rc::default(),
+                exited: Rc::default(),
+            };
+            self.insist(!self.0.borrow().vmms.contains_key(&sandbox), "two VMMs for one sandbox");
+            self.0.borrow_mut().vmms.insert(sandbox, vmm.clone());
             Ok(Rc::new(vmm) as Rc<dyn Vmm>)
         }
         .boxed_local()
@@ -359,11 +426,15 @@ impl Hypervisor for Host {
 
     fn adapt<'a>(
         &'a self,
-        _: &'a Path,
-        _: &'a Path,
+        from: &'a Path,
+        to: &'a Path,
         _: &'a Adaptation,
     ) -> LocalBoxFuture<'a, Result<(), hypervisor::Error>> {
-        async { self.effect("adapt").await.map_err(|()| refused("adapt")) }.boxed_local()
+        async {
+            self.effect("adapt").await.map_err(|()| refused("adapt"))?;
+            self.copy_image(from, to)
+        }
+        .boxed_local()
     }
 
     fn survey<'a>(&'a self, sockets: &'a Path) -> Vmms<'a, VmmSurvey> {
@@ -378,8 +449,12 @@ impl Hypervisor for Host {
         answer(false)
     }
 
-    fn copy_snapshot<'a>(&'a self, _: &'a Path, _: &'a Path) -> LocalBoxFuture<'a, Result<(), hypervisor::Error>> {
-        async { self.effect("copy_snapshot").await.map_err(|()| refused("copy_snapshot")) }.boxed_local()
+    fn copy_snapshot<'a>(&'a self, from: &'a Path, to: &'a Path) -> LocalBoxFuture<'a, Result<(), hypervisor::Error>> {
+        async {
+            self.effect("copy_snapshot").await.map_err(|()| refused("copy_snapshot"))?;
+            self.copy_image(from, to)
+        }
+        .boxed_local()
     }
 
     fn clear<'a>(&'a self, launch: &'a Launch) -> LocalBoxFuture<'a, Result<(), hypervisor::Error>> {
@@ -411,7 +486,10 @@ impl Network for Host {
         async move {
             let failed = |()| net::Error::NoNamespace { netns: plan.netns.clone() };
             self.effect("network").await.map_err(failed)?;
+            let other = |(id, slot): (&String, &Slot)| *slot == plan.slot && id != plan.sandbox.as_str();
+            self.insist(!self.0.borrow().slots.iter().any(other), "a slot is given out twice");
             self.0.borrow_mut().networks.insert(plan.sandbox.to_string(), plan.host_link.to_string());
+            self.0.borrow_mut().slots.insert(plan.sandbox.to_string(), plan.slot);
             self.open(plan).await
         }
         .boxed_local()
@@ -432,7 +510,9 @@ impl Network for Host {
         async move {
             let failed = |()| net::Error::NoNamespace { netns: plan.netns.clone() };
             self.effect("unplug").await.map_err(failed)?;
+            self.insist(!self.0.borrow().vmms.contains_key(plan.sandbox.as_str()), "a VMM loses its network");
             self.0.borrow_mut().networks.remove(plan.sandbox.as_str());
+            self.0.borrow_mut().slots.remove(plan.sandbox.as_str());
             Ok(())
         }
         .boxed_local()
@@ -448,10 +528,11 @@ impl Network for Host {
 }
 
 impl Toolbox for Host {
-    fn wait_ready<'a>(&'a self, _: &'a Namespace, _: Duration) -> LocalBoxFuture<'a, Result<String, Failure>> {
-        async {
+    fn wait_ready<'a>(&'a self, _: &'a Namespace, patience: Duration) -> LocalBoxFuture<'a, Result<String, Failure>> {
+        async move {
             let failed = |()| Failure::new(ErrorCode::Timeout, "the toolbox did not answer, as ordered");
-            self.effect("ready").await.map_err(failed)?;
+            let ready = tokio::time::timeout(patience, self.effect("ready")).await;
+            ready.unwrap_or(Err(())).map_err(failed)?;
             Ok("1.2.3".to_owned())
         }
         .boxed_local()
@@ -542,29 +623,8 @@ pub struct World {
     pub work: Work,
 }
 
-/// What outlives a runner: its host and its store.
-pub struct Machine {
-    pub host: Host,
-    state: tempfile::TempDir,
-}
-
-impl Machine {
-    pub fn new() -> Self {
-        Self { host: Host::default(), state: tempfile::tempdir().expect("a directory") }
-    }
-
-    /// One life of a runner on this machine. It ends as by SIGKILL: whatever is under way is dropped
-    /// where it is and never comes back.
-    pub fn life<T>(&self, story: impl AsyncFnOnce(World) -> T) -> T {
-        actix::System::new().block_on(async {
-            tokio::time::pause();
-            story(World::on(self.host.clone(), self.state.path()).await).await
-        })
-    }
-}
-
 impl World {
-    pub async fn on(host: Host, state: &Path) -> Self {
+    pub async fn on(host: Host, store: Rc<dyn Store>) -> Self {
         let api = Rc::new(Api::default());
         let ports = Ports {
             network: Rc::new(host.clone()),
@@ -573,7 +633,7 @@ impl World {
             snapshots: Rc::new(host.clone()),
             hypervisor: Rc::new(host.clone()),
             toolbox: Rc::new(host.clone()),
-            store: Rc::new(SledStore::open(state).expect("the store opens")),
+            store,
             control_plane: api.clone(),
         };
         let pressure = Pressure::default();

@@ -14,7 +14,7 @@ use crate::hypervisor::{Exit, Launch, Vmm};
 use crate::messages::proxy::OpenRoute;
 use crate::net::Namespace;
 use crate::sandbox::recovery::{Continue, Evidence, decide};
-use crate::sandbox::{Action, Machine, Op, Phase, Record, Rest};
+use crate::sandbox::{Action, Ask, Machine, Op, Phase, Record, Rest};
 
 /// Between two looks at a sandbox of which it could not be found out whether it runs.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -103,7 +103,7 @@ pub(super) fn machine(record: &Record, adopted: &Adopted) -> (Machine, Vec<Actio
         Continue::Do(Op::Stop(_)) if record.phase == Phase::Stopping && record.error.is_some() => (Op::Clear, None),
         Continue::LeaveAlone => return (at(Rest::Unknown), Vec::new()),
         Continue::Do(op) => (op, None),
-        Continue::Then(op, ask) => (op, Some(ask)),
+        Continue::Then(op, ask) => (op, Some(if record.restarts.paused { Ask::Recall } else { ask })),
     };
     // A VM that lives and does not take its pause or resume lives on.
     let lives = evidence == Evidence::Alive && matches!(op, Op::Pause | Op::Awake);

@@ -260,6 +260,7 @@ impl Job {
         });
         record.begin.copy = Some(report);
         record.phase = if durable { Phase::Stopping } else { Phase::Replacing };
+        record.restarts.paused = self.op == Op::Replace(Rest::Paused);
         record.since = unix_millis();
         stored(self.tools.ports.store.put_sandbox(&record)).await?;
         Ok(Output::Suspended { record: Box::new(record), since: began, merged })

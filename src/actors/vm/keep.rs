@@ -73,7 +73,10 @@ impl VmActor {
                     checkpoint.stamp = checkpoint.stamp.or(Some(stamp));
                 }
             }
-            Output::Resized(record) => self.record = *record,
+            Output::Resized(record) => {
+                self.saved = Some((*record).clone());
+                self.record = *record;
+            }
         }
         match stage {
             Stage::Boot => self.permit = None,
@@ -85,6 +88,9 @@ impl VmActor {
             }
             Stage::End => {
                 self.vmm = None;
+                // Its end is no news, whenever it is told: what comes next may have no VMM.
+                self.launches += 1;
+                self.exit = None;
                 self.record.vmm = None;
                 self.record.running = None;
             }

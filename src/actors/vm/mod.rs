@@ -137,7 +137,7 @@ pub struct VmActor {
     merging: bool,
     /// A layer that its disk can be put on.
     merged: Option<merge::Merged>,
-    /// Rises with every VMM that is launched: the end of an old one is no news.
+    /// Rises with every VMM that is launched or ended: the end of an old one is no news.
     launches: u64,
     /// Since when the source of a capture is paused.
     suspended: Option<tokio::time::Instant>,
@@ -350,6 +350,8 @@ impl VmActor {
             }
             // From here on the memory on disk is older than the disk, or about to be replaced.
             Stage::Suspend | Stage::Wake | Stage::Configure => self.record.checkpoint = None,
+            // So it is where a paused guest runs on to hear that it shall power off.
+            Stage::PowerOff => (self.record.checkpoint, self.record.error) = (None, None),
             // What is stored from here on must not promise a disk.
             Stage::Erase => (self.record.disks, self.record.checkpoint) = (None, None),
             // The start that was owed is made.
@@ -358,9 +360,7 @@ impl VmActor {
                 self.record.restarts.started();
             }
             // It ends because somebody asked for it.
-            Stage::PowerOff | Stage::End if matches!(op, Some(Op::Stop(_))) => {
-                self.record.error = None;
-            }
+            Stage::End if matches!(op, Some(Op::Stop(_))) => self.record.error = None,
             _ => {}
         }
         if let Some(phase) = Phase::of(&self.machine)

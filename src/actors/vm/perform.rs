@@ -345,7 +345,7 @@ impl Job {
     }
 
     async fn commit(self) -> Result<Output, Failure> {
-        if self.op != Op::Replace(Rest::Paused) {
+        if !matches!(self.op, Op::Replace(Rest::Paused) | Op::Recall) {
             self.tidy().await;
         }
         if let Some(netns) = self.netns.clone() {

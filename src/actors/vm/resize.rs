@@ -3,6 +3,7 @@
 
 use tracing::info;
 
+use super::deadline::stored;
 use super::perform::{Job, Output, lost};
 use crate::error::{ErrorCode, Failure};
 use crate::sandbox::{Op, Record, Rest, Size};
@@ -29,6 +30,8 @@ impl Job {
         } else {
             self.change_running(&mut record).await?;
         }
+        // Nothing would find it out again after a restart, so it is not done before it is stored.
+        stored(self.tools.ports.store.put_sandbox(&record)).await?;
         Ok(Output::Resized(Box::new(record)))
     }
 

@@ -60,7 +60,7 @@ impl VmActor {
         let starts = match self.machine.work() {
             // It is booted instead.
             Some((Op::Start { warm: true }, _)) => stage != Stage::Restore,
-            Some((Op::Start { .. } | Op::Rescue { create: false }, _)) => true,
+            Some((Op::Start { .. } | Op::Recall | Op::Rescue { create: false }, _)) => true,
             _ => false,
         };
         if !starts || failure.code == ErrorCode::Interrupted {
@@ -165,6 +165,7 @@ impl VmActor {
     /// The start that is owed is admitted. Who ordered it, the sandbox itself, is answered at once.
     pub(super) fn start_owed(&mut self, caller: Caller) -> Vec<Action> {
         let owed = self.machine.rest() == Some(Rest::Stopped) && self.record.restarts.due.is_some();
+        self.machine.set_recalls(self.record.restarts.paused);
         let mut actions = if owed { self.step(Event::Restart) } else { Vec::new() };
         actions.push(Action::Answer(vec![caller], Ok(())));
         actions

@@ -24,7 +24,7 @@ impl VmActor {
             id: self.record.id.clone(),
             state: match self.machine.work() {
                 // A paused source stays paused, whatever is done to its VMM meanwhile.
-                Some((Op::Replace(Rest::Paused), _)) => WireState::Paused,
+                Some((Op::Replace(Rest::Paused) | Op::Recall, _)) => WireState::Paused,
                 None if self.machine.rest() == Some(Rest::Unknown) => WireState::Unknown,
                 None if self.waits_for_start() => WireState::Starting,
                 None if self.machine.rest() == Some(Rest::Stopped) && self.record.restarts.given_up => WireState::Error,
