@@ -62,7 +62,7 @@ async fn seen(world: &World, memories: &BTreeMap<u64, String>) -> Value {
     let host = world.host.0.borrow();
     json!({
         "sandboxes": sandboxes,
-        "networks": host.networks, "disks": host.disks, "checkpoints": host.checkpoints,
+        "networks": host.networks.keys().collect::<Vec<_>>(), "disks": host.disks, "checkpoints": host.checkpoints,
         "vmms": host.vmms.keys().collect::<std::collections::BTreeSet<_>>(),
         "copies": [host.captures.len(), host.held],
         "snapshots": host.snapshots.values().map(|kept| (kept.reference.as_str(), kept.warm.is_some())).collect::<Vec<_>>(),
