@@ -50,6 +50,12 @@ const BACKGROUND: &[&str] = &[
     "disk.snapshot_count",
     "disk.merge",
     "store.remove_jobs",
+    // The ledger's looks.
+    "net.survey",
+    "disk.survey",
+    "snapshots.survey",
+    "vmm.survey",
+    "vm.state",
     "guest.init",
 ];
 
@@ -134,7 +140,7 @@ pub fn enumerate(name: &str, story: &Story) {
         began.elapsed().as_secs_f64()
     );
     // Which of two things that run side by side comes first is chance, and so is how often some points are reached.
-    assert!(count(Met::Never) <= 1 + bench.rounds / 10, "{name}: too many points were not reached: {met:?}");
+    assert!(count(Met::Never) <= 1 + bench.rounds / 4, "{name}: too many points were not reached: {met:?}");
 }
 
 fn pretty(value: &Value) -> String {
