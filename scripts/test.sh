@@ -13,6 +13,9 @@ if [ ! -e /dev/net/tun ]; then
     exit 1
 fi
 
+# The same order each time; `make chaos` and a seed of one's own try others.
+export CHAOS_SEED="${CHAOS_SEED:-321407564}" KILL_SEED="${KILL_SEED:-16891961}"
+
 cargo build --workspace --locked
 if command -v cargo-nextest >/dev/null; then
     cargo nextest run --workspace --locked --no-fail-fast "$@"
