@@ -5,6 +5,8 @@ use std::time::Duration;
 use runner_ch::actors::{JobPollerActor, job_poller};
 use runner_ch::error::ErrorCode;
 use runner_ch::hypervisor::Exit;
+use runner_ch::messages::supervisor::Order;
+use runner_ch::messages::vm::Resize;
 use runner_ch::sandbox::{Ask, StopMode};
 
 #[path = "world/mod.rs"]
@@ -354,5 +356,41 @@ fn a_create_that_waits_for_a_destroy_is_not_told_of_the_old_vmm() {
         destroyed[0].1.as_ref().unwrap();
         created[0].1.as_ref().unwrap();
         assert_eq!(world.state("box").as_deref(), Some("stopped"));
+    });
+}
+
+/// More memory than it was booted with waits for the next boot; a copy is none.
+#[test]
+fn a_source_that_waits_for_its_resize_keeps_its_memory_when_it_is_copied() {
+    let machine = Machine::new();
+    machine.life(async |world: World| {
+        world.create("box").await.unwrap();
+        let resize = Some(Resize { memory: Some(1 << 30), ..Resize::default() });
+        let order = Order { resize, ..Order::new("box".parse().unwrap(), Ask::Resize) };
+        world.supervisor.send(order).await.unwrap().unwrap();
+        world.fork("box", &["copy"]).await.unwrap().remove(0).1.unwrap();
+        assert_eq!((world.host.count("boot"), world.host.memory("copy")), (1, world.host.memory("box")));
+        world.host.twist("split", Twist::Hangs, 1);
+        actix::spawn(world.fork("box", &["other"]));
+        world.until("its VMM is replaced", || world.host.count("split") == 2).await;
+    });
+    machine.life(async |world: World| {
+        world.until("it goes on", || world.state("box").as_deref() == Some("started")).await;
+        assert_eq!((world.host.count("boot"), world.host.memory("copy")), (1, world.host.memory("box")));
+    });
+}
+
+#[test]
+fn a_copy_has_the_size_of_the_memory_that_it_goes_on_from() {
+    Machine::new().life(async |world: World| {
+        world.create("box").await.unwrap();
+        let resize = world.carry_out(&Deed::Resize("box", 3), false);
+        let fork = world.carry_out(&Deed::Fork("box", vec!["copy"]), false);
+        let (resized, forked) = futures::future::join(resize, fork).await;
+        assert!(resized[0].1.is_ok() && forked[0].1.is_ok());
+        let record = world.record("copy").await.unwrap();
+        assert_eq!((record.size.vcpus, record.running.unwrap().vcpus), (3, 3));
+        world.fork("copy", &["another"]).await.unwrap().remove(0).1.unwrap();
+        assert_eq!(world.host.count("boot"), 1, "the memory was lost");
     });
 }

@@ -4,7 +4,7 @@
 //! | what was answered | what must be seen |
 //! |---|---|
 //! | it is done | what the order does |
-//! | a failure | as before; after a fault also broken, and memory may be lost |
+//! | a failure | as before; after a fault also broken or done after all, and memory may be lost |
 //! | nothing, the runner was killed | either of the two |
 //!
 //! Whatever no order was about is untouched to the pid of its VMM, over each kill.
@@ -204,9 +204,11 @@ fn alone(told: &Told, id: Id, before: &Seen, now: &Seen, faults: usize) -> Resul
         let memory = memory || faults > 0;
         (*state, *vcpus) == (seen.0, seen.1) && memory || (before.is(id) == Is::Broken && *state == Is::Stopped)
     });
+    // A start that cannot use the memory gives it up before it boots.
+    let given_up = matches!(wanted, Ok((_, _, Memory::Fresh))) && seen.2.is_none();
     let as_before = seen.0 == before.is(id)
         && is.map(|is| is.vcpus) == was.map(|was| was.vcpus)
-        && (faults > 0 || is.map(|is| is.memory) == was.map(|was| was.memory));
+        && (faults > 0 || given_up || is.map(|is| is.memory) == was.map(|was| was.memory));
     // A source whose VMM was to be replaced is started again by itself, and that may fail as well.
     let twice = faults > 1 || told.answers.is_none();
     let degraded = faults > 0 && (seen.0 == Is::Broken || (twice && seen.0 == Is::Stopped));
@@ -214,12 +216,12 @@ fn alone(told: &Told, id: Id, before: &Seen, now: &Seen, faults: usize) -> Resul
     let source = matches!(&told.deed, Deed::Fork(source, _) | Deed::Snapshot(source, ..) if *source == id);
     match (answer, &wanted) {
         // Of a copy's failure its source knows nothing.
-        _ if source && as_before => Ok(()),
+        _ if source && (as_before || degraded) => Ok(()),
         (Some(Ok(())), _) if !done => wrong("it was answered that it is done"),
         (Some(Err(failure)), _) if faults == 0 && wanted != Err(failure.code) => {
             wrong("that is no reason to refuse it")
         }
-        (Some(Err(_)), _) if !(as_before || degraded) => wrong("it was refused"),
+        (Some(Err(_)), _) if !(as_before || degraded || (done && faults > 0)) => wrong("it was refused"),
         (None, _) if !(done || as_before || degraded) => wrong("it is neither done nor taken back"),
         _ => same_vmm(told, id, was, is, faults),
     }
@@ -261,7 +263,8 @@ fn together(told: &[&Told], id: Id, before: &Seen, now: &Seen, faults: usize) ->
         }
     }
     let must = |told: &Told| told.about(id).is_some_and(Result::is_ok);
-    let must_not = |told: &Told| told.about(id).is_some_and(Result::is_err);
+    // After a panic an order is repeated, and may be refused for what its first half has begun.
+    let must_not = |told: &Told| faults == 0 && told.about(id).is_some_and(Result::is_err);
     let fits = |(is, done): &(Is, u8)| {
         let all = told.iter().enumerate().all(|(index, told)| {
             let done = done & (1 << index) != 0;

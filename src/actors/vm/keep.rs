@@ -6,7 +6,7 @@ use super::VmActor;
 use super::perform::Output;
 use crate::error::{ErrorCode, Failure};
 use crate::sandbox::record::Begin;
-use crate::sandbox::{Make, Op, Stage};
+use crate::sandbox::{Make, Op, Size, Stage};
 
 impl VmActor {
     /// Takes over what a stage has made or taken away.
@@ -37,6 +37,10 @@ impl VmActor {
             Output::Restored { layout, mapped, copy, running } => {
                 self.record.layout = Some(layout);
                 self.record.running = Some(running);
+                // Its source may have been resized since this was ordered.
+                if matches!(self.machine.work(), Some((Op::Create(_), _))) {
+                    self.record.size = Size { disk: self.record.size.disk, ..running };
+                }
                 if !matches!(self.machine.work(), Some((Op::Replace(_), _))) {
                     self.record.begin = Begin { warm: true, mapped, copy, ..Begin::default() };
                 }

@@ -156,8 +156,10 @@ impl Job {
                 ),
             ));
         }
+        // One whose VMM the runner has ended by itself goes on as it ran; a resize still waits for its next boot.
+        let replaced = matches!(self.op, Op::Replace(_) | Op::Recall) || self.record.restarts.replaced;
         let (asked, kept) = (self.record.size, checkpoint.size);
-        if (asked.vcpus, asked.memory) != (kept.vcpus, kept.memory) {
+        if !replaced && (asked.vcpus, asked.memory) != (kept.vcpus, kept.memory) {
             return Err(Failure::new(
                 ErrorCode::Conflict,
                 format!(
