@@ -32,6 +32,7 @@ pub mod sandboxes;
 pub mod serial;
 pub mod snapshots;
 pub mod store;
+pub mod tunnel;
 
 pub use auth::Token;
 pub use ledger::LedgerAccess;
