@@ -201,7 +201,9 @@ impl Direction {
             }
         }
         (self.start, self.cleared, self.end) = (0, 0, 0);
-        self.buffer.take().map(give);
+        if let Some(buffer) = self.buffer.take() {
+            give(buffer);
+        }
         Poll::Ready(Ok(()))
     }
 
