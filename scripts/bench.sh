@@ -14,16 +14,21 @@ if [ ! -e /dev/net/tun ]; then
     exit 1
 fi
 scripts/packages.sh
-# The original's way needs these as well.
+# The original's way and the comparison with nginx need these as well.
 missing=()
-for pair in iptables:iptables genisoimage:genisoimage sysctl:procps; do
+for pair in iptables:iptables genisoimage:genisoimage sysctl:procps nginx:nginx-light wrk:wrk; do
     PATH="$PATH:/usr/sbin:/sbin" command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
 done
 if [ "${#missing[@]}" -gt 0 ]; then
     echo "installing ${missing[*]}"
     export DEBIAN_FRONTEND=noninteractive
+    # The benchmark starts nginx itself; the package's own service has no business here.
+    nginx_was_there="$(PATH="$PATH:/usr/sbin" command -v nginx || true)"
     apt-get update -qq
     apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    if [ -z "$nginx_was_there" ] && [ -d /run/systemd/system ]; then
+        systemctl disable --quiet --now nginx
+    fi
 fi
 
 echo "building (a few minutes the first time) ..."

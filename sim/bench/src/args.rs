@@ -48,6 +48,12 @@ pub struct Args {
     /// Most copies that are made from one pause.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub children: u32,
+    /// Runs of each load and proxy in the part `proxy`, taken in turns.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub proxy_runs: u32,
+    /// Seconds of each of them.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub proxy_seconds: u64,
     /// Only these parts.
     #[arg(long, value_delimiter = ',', value_name = "PARTS")]
     pub only: Vec<Part>,
@@ -76,6 +82,8 @@ pub enum Part {
     Children,
     /// Stop and start with memory, creates from a snapshot with memory.
     Checkpoint,
+    /// Requests for guests next to nginx as a reverse proxy.
+    Proxy,
 }
 
 impl Args {

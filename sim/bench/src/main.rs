@@ -89,6 +89,9 @@ fn bench(args: &Args) -> anyhow::Result<()> {
     if args.wants(Part::OriginalFork) {
         finish(sections::original_fork::section(&setup, args)?);
     }
+    if args.wants(Part::Proxy) {
+        finish(sections::proxy::section(&setup, args)?);
+    }
     let end = machine::load_average()?;
     println!("Load average at the end: {end}");
 

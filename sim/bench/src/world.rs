@@ -17,8 +17,10 @@ use crate::log::{self, Clock, Line};
 use crate::process;
 use crate::setup::{SNAPSHOT, Setup, copy};
 
-const TOKEN: &str = "a-token-for-the-benchmark";
-const PORT: u16 = 3006;
+/// The key of the API and the runner.
+pub const TOKEN: &str = "a-token-for-the-benchmark";
+/// Where the runner listens.
+pub const PORT: u16 = 3006;
 /// For what takes milliseconds when all is well.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks whether the runner answers.

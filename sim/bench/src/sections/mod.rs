@@ -19,6 +19,7 @@ pub mod idle;
 pub mod latency;
 pub mod original;
 pub mod original_fork;
+pub mod proxy;
 pub mod touched;
 
 /// Results of one part.
