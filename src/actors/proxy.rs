@@ -1,14 +1,17 @@
-//! Owner of the routes into the guests. Requests read the table; only this actor writes it.
+//! Owner of the routes into the guests, and of how much may pass on each. Requests read the table;
+//! only this actor writes it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use actix::{Actor, Context, Handler};
-use tokio::sync::watch;
+use tokio::sync::futures::OwnedNotified;
+use tokio::sync::{Notify, watch};
 
 use super::{Deaths, ended};
 use crate::ids::SandboxId;
-use crate::messages::proxy::{CloseRoute, OpenRoute};
+use crate::messages::proxy::{CloseRoute, HoldRoute, OpenRoute};
 use crate::net::Namespace;
 
 /// A way into one running sandbox.
@@ -18,8 +21,27 @@ pub struct Route {
     pub run: u64,
     /// Its namespace.
     pub netns: Namespace,
+    use_of: Arc<Use>,
     /// The sender is dropped when the route is closed.
     open: watch::Receiver<()>,
+}
+
+#[derive(Debug)]
+struct Use {
+    held: AtomicBool,
+    /// Requests and tunnels under way.
+    active: AtomicUsize,
+    limit: usize,
+}
+
+/// A request's or tunnel's place on a route; given back when it is dropped.
+#[derive(Debug)]
+pub struct Place(Arc<Use>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Route {
@@ -28,22 +50,52 @@ impl Route {
         let mut open = self.open.clone();
         async move { while open.changed().await.is_ok() {} }
     }
+
+    /// Whether the sandbox is paused, so that its guest cannot answer.
+    pub fn is_held(&self) -> bool {
+        self.use_of.held.load(Ordering::Acquire)
+    }
+
+    /// A place for one more request or tunnel; none when as many as the limit allows are under way.
+    pub fn enter(&self) -> Option<Place> {
+        let before = self.use_of.active.fetch_add(1, Ordering::AcqRel);
+        let place = Place(self.use_of.clone());
+        (before < self.use_of.limit).then_some(place)
+    }
+
+    /// Requests and tunnels that may be under way at the same time.
+    pub fn limit(&self) -> usize {
+        self.use_of.limit
+    }
 }
 
 /// All routes; cheap to clone, shared with the HTTP workers.
 #[derive(Debug, Clone, Default)]
-pub struct Routes(Arc<RwLock<HashMap<SandboxId, Route>>>);
+pub struct Routes {
+    table: Arc<RwLock<HashMap<SandboxId, Route>>>,
+    changed: Arc<Notify>,
+}
 
 impl Routes {
     /// The route to a sandbox, while it runs. Do not keep it longer than one connection needs: an open
     /// handle on the namespace keeps its links alive.
     pub fn get(&self, id: &SandboxId) -> Option<Route> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+        self.table.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 
     /// Sandboxes that there is a route to.
     pub fn ids(&self) -> BTreeSet<SandboxId> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+        self.table.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+    }
+
+    /// Resolves when a route has been opened, held or closed since this was called.
+    pub fn change(&self) -> OwnedNotified {
+        self.changed.clone().notified_owned()
+    }
+
+    fn write(&self, change: impl FnOnce(&mut HashMap<SandboxId, Route>)) {
+        change(&mut self.table.write().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_waiters();
     }
 }
 
@@ -52,13 +104,18 @@ impl Routes {
 pub struct ProxyActor {
     routes: Routes,
     open: HashMap<SandboxId, watch::Sender<()>>,
+    /// Paused ones, whether there is a route to them or not yet.
+    held: HashSet<SandboxId>,
+    /// Requests and tunnels of one sandbox at the same time.
+    limit: usize,
     deaths: Deaths,
 }
 
 impl ProxyActor {
-    /// An actor that writes this table.
-    pub fn new(routes: Routes, deaths: Deaths) -> Self {
-        Self { routes, open: HashMap::new(), deaths }
+    /// An actor that writes this table. At most `limit` requests and tunnels pass on one route at the
+    /// same time.
+    pub fn new(routes: Routes, limit: usize, deaths: Deaths) -> Self {
+        Self { routes, open: HashMap::new(), held: HashSet::new(), limit, deaths }
     }
 }
 
@@ -79,9 +136,26 @@ impl Handler<OpenRoute> for ProxyActor {
             return;
         }
         let sender = watch::Sender::new(());
-        let route = Route { run: open.run, netns: open.netns, open: sender.subscribe() };
+        let held = AtomicBool::new(self.held.contains(&open.id));
+        let use_of = Use { held, active: AtomicUsize::new(0), limit: self.limit };
+        let route = Route { run: open.run, netns: open.netns, use_of: Arc::new(use_of), open: sender.subscribe() };
         self.open.insert(open.id.clone(), sender);
-        self.routes.0.write().unwrap_or_else(PoisonError::into_inner).insert(open.id, route);
+        self.routes.write(|table| drop(table.insert(open.id, route)));
+    }
+}
+
+impl Handler<HoldRoute> for ProxyActor {
+    type Result = ();
+
+    fn handle(&mut self, hold: HoldRoute, _: &mut Self::Context) {
+        if let Some(route) = self.routes.get(&hold.id) {
+            route.use_of.held.store(hold.held, Ordering::Release);
+            self.routes.changed.notify_waiters();
+        }
+        match hold.held {
+            true => self.held.insert(hold.id),
+            false => self.held.remove(&hold.id),
+        };
     }
 }
 
@@ -89,7 +163,7 @@ impl Handler<CloseRoute> for ProxyActor {
     type Result = ();
 
     fn handle(&mut self, close: CloseRoute, _: &mut Self::Context) {
-        self.routes.0.write().unwrap_or_else(PoisonError::into_inner).remove(&close.id);
+        self.routes.write(|table| drop(table.remove(&close.id)));
         self.open.remove(&close.id);
     }
 }

@@ -9,7 +9,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use actix::{Actor, Addr};
-use actix_web::dev::ServerHandle;
 use nix::fcntl::Flock;
 use rustix::fs::Access;
 use tokio::signal::unix::{SignalKind, signal};
@@ -45,6 +44,7 @@ use crate::toolbox::GuestToolbox;
 
 mod roots;
 mod server;
+mod tls;
 
 /// Name of our nftables table, on the host and in the sandboxes' namespaces.
 pub const NFT_TABLE: &str = "runner_ch";
@@ -94,7 +94,7 @@ impl<E: Into<Failure>> From<E> for StartError {
 struct Running {
     supervisor: Addr<SupervisorActor>,
     poller: Addr<JobPollerActor>,
-    server: ServerHandle,
+    server: server::Running,
     ports: Ports,
     /// Nobody else makes, sweeps or repairs in these while this lives.
     roots: Vec<Flock<File>>,
@@ -222,7 +222,7 @@ async fn start(config: &Config, deaths: &Deaths) -> Result<Running, StartError> 
     actix::spawn(volume::watch(volumes, volume::Gauge::new(config.min_free_disk), pressure.clone()));
     let ledger = LedgerAccess::default();
 
-    let proxy = ProxyActor::new(routes.clone(), deaths.clone()).start();
+    let proxy = ProxyActor::new(routes.clone(), config.proxy.connections, deaths.clone()).start();
     let supervisor = SupervisorActor::start_with(
         plan(config, ports.clone(), &host, &pressure, &work)?,
         views.clone(),
@@ -253,7 +253,7 @@ async fn start(config: &Config, deaths: &Deaths) -> Result<Running, StartError> 
     };
     // An actor that is dropped before its first poll starts in its drop, where no timer can be made.
     tokio::task::yield_now().await;
-    let server = server::start(&config.http, state)?;
+    let server = server::start(&config.http, config.proxy, state).await?;
     actix::spawn(store::watch(store));
 
     ports.network.prepare_host().await?;
@@ -322,7 +322,7 @@ async fn drain(running: Running, config: &Config) {
             "jobs are not finished; they are continued after the next start"
         );
     }
-    server.stop(true).await;
+    server.stop().await;
     match timeout(FLUSH_DEADLINE, ports.store.flush()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => error!(error = %chain(&error), "the store could not be flushed"),

@@ -12,6 +12,7 @@ use super::{Api, Config, Defaults, Http, LogConfig, LogFormat, Network, Paths, S
 use crate::actors::vm::IdentityPolicy;
 use crate::disk::StrategySetting;
 use crate::fork::plan::MemorySetting;
+use crate::http::proxy::{self, AccessLog};
 use crate::ledger::RepairSetting;
 use crate::sandbox::capacity::Limits;
 use crate::sandbox::{StopMode, restart};
@@ -63,6 +64,7 @@ fn config(r: &mut Reader) -> Option<Config> {
     let fork_identity = r.parse("RUNNER_FORK_IDENTITY", fork_identity);
     let max_starting = r.parse("RUNNER_MAX_STARTING", max_starting);
     let restart = restarts(r);
+    let proxy = proxy(r);
     let max_queued = r.parse("RUNNER_MAX_QUEUED", |text| number32(text, 1, 65_536, " requests"));
     let limits = limits(r);
     let min_free_disk = r.parse("RUNNER_MIN_FREE_DISK_MB", mebibytes);
@@ -71,6 +73,7 @@ fn config(r: &mut Reader) -> Option<Config> {
     Some(Config {
         api: api?,
         http: http?,
+        proxy: proxy?,
         runner_domain: runner_domain?,
         paths: paths?,
         ch_binary: ch_binary?,
@@ -170,6 +173,30 @@ pub(super) fn http(r: &mut Reader) -> Option<Http> {
     let port = port(r);
     let tls = tls(r);
     Some(Http { address: address?, port: port?, tls: tls? })
+}
+
+fn proxy(r: &mut Reader) -> Option<proxy::Limits> {
+    let header = r.parse("RUNNER_PROXY_MAX_HEADER_KB", |text| parse::number(text, 8, 1024, " KiB"));
+    let body = r.parse("RUNNER_PROXY_MAX_BODY_MB", mebibytes);
+    let connections = r.parse("RUNNER_PROXY_CONNECTIONS", |text| number32(text, 1, 1_000_000, " connections"));
+    let wait = seconds(r, "RUNNER_PROXY_WAIT_SEC", Duration::ZERO, HOUR);
+    let autostart = r.parse("RUNNER_PROXY_AUTOSTART", parse::boolean);
+    let ping = seconds(r, "RUNNER_PROXY_PING_SEC", SECOND, HOUR);
+    let access = r.parse("RUNNER_ACCESS_LOG", |text| match text.to_ascii_lowercase().as_str() {
+        "off" => Ok(AccessLog::Off),
+        "errors" => Ok(AccessLog::Errors),
+        "all" => Ok(AccessLog::All),
+        _ => Err("off, errors or all".into()),
+    });
+    Some(proxy::Limits {
+        header: usize::try_from(header? << 10).ok()?,
+        body: body.map(|limit| (limit > 0).then_some(limit))?,
+        connections: usize::try_from(connections?).ok()?,
+        wait: wait?,
+        autostart: autostart?,
+        access: access?,
+        ping: ping?,
+    })
 }
 
 fn port(r: &mut Reader) -> Option<u16> {

@@ -151,6 +151,8 @@ pub struct Config {
     pub api: Api,
     /// The runner's own HTTP server.
     pub http: Http,
+    /// What may pass to the guests, and how long it may wait.
+    pub proxy: crate::http::proxy::Limits,
     /// Name or address under which others reach this runner; none: to be found out from the default
     /// route (PROTOCOL.md 12).
     pub runner_domain: Option<String>,

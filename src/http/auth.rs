@@ -3,10 +3,9 @@
 
 use std::fmt;
 
-use actix_web::HttpMessage;
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
-use actix_web::http::header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use actix_web::http::header::{HeaderValue, WWW_AUTHENTICATE};
 use actix_web::middleware::Next;
 use actix_web::web;
 use sha2::{Digest, Sha256};
@@ -33,9 +32,9 @@ impl Token {
         self.0.ct_eq(&offered).into()
     }
 
-    /// Whether an authorization header carries this token.
-    pub fn is_in(&self, value: &HeaderValue) -> bool {
-        value.to_str().is_ok_and(|text| text.split(' ').any(|word| self.matches(word)))
+    /// Whether an authorization header carries this token, in whatever form.
+    pub fn is_in(&self, value: &[u8]) -> bool {
+        std::str::from_utf8(value).is_ok_and(|text| text.split([' ', ',', '\t']).any(|word| self.matches(word)))
     }
 }
 
@@ -54,17 +53,28 @@ pub enum Carrier {
     Standard,
 }
 
-fn check(headers: &HeaderMap, token: &Token) -> Result<Carrier, &'static str> {
-    let (carrier, value) = match headers.get(DAYTONA_AUTHORIZATION) {
-        Some(value) => (Carrier::Daytona, value),
-        None => (Carrier::Standard, headers.get(AUTHORIZATION).ok_or("no token was sent")?),
+/// Checks the two headers that may carry the token.
+///
+/// # Errors
+/// A message that says what is wrong and what to send.
+pub fn check(daytona: Option<&[u8]>, standard: Option<&[u8]>, token: &Token) -> Result<Carrier, Failure> {
+    let refuse = |why: &str| {
+        Failure::new(
+            ErrorCode::Unauthorized,
+            format!("{why}; send 'Authorization: Bearer <API_TOKEN>' or the same as X-Daytona-Authorization"),
+        )
     };
-    let text = value.to_str().map_err(|_| "the authorization header is not plain text")?;
+    let (carrier, value) = match (daytona, standard) {
+        (Some(value), _) => (Carrier::Daytona, value),
+        (None, Some(value)) => (Carrier::Standard, value),
+        (None, None) => return Err(refuse("no token was sent")),
+    };
+    let text = std::str::from_utf8(value).map_err(|_| refuse("the authorization header is not plain text"))?;
     let mut parts = text.split(' ');
     match (parts.next(), parts.next(), parts.next()) {
         (Some("Bearer"), Some(offered), None) if token.matches(offered) => Ok(carrier),
-        (Some("Bearer"), Some(_), None) => Err("the token is not this runner's"),
-        _ => Err("the authorization header is not of the form 'Bearer <token>'"),
+        (Some("Bearer"), Some(_), None) => Err(refuse("the token is not this runner's")),
+        _ => Err(refuse("the authorization header is not of the form 'Bearer <token>'")),
     }
 }
 
@@ -76,16 +86,10 @@ pub async fn require(
     let Some(state) = request.app_data::<web::Data<State>>() else {
         return Err(actix_web::error::ErrorInternalServerError("no state"));
     };
-    match check(request.headers(), &state.token) {
-        Ok(carrier) => {
-            request.extensions_mut().insert(carrier);
-            next.call(request).await.map(ServiceResponse::map_into_boxed_body)
-        }
-        Err(why) => {
-            let failure = Failure::new(
-                ErrorCode::Unauthorized,
-                format!("{why}; send 'Authorization: Bearer <API_TOKEN>' or the same as X-Daytona-Authorization"),
-            );
+    let header = |name: &str| request.headers().get(name).map(HeaderValue::as_bytes);
+    match check(header(DAYTONA_AUTHORIZATION), header("authorization"), &state.token) {
+        Ok(_) => next.call(request).await.map(ServiceResponse::map_into_boxed_body),
+        Err(failure) => {
             let mut answer = error::answer(request.request(), &failure);
             let challenge = HeaderValue::from_static("Bearer");
             answer.headers_mut().insert(WWW_AUTHENTICATE, challenge);
@@ -96,30 +100,23 @@ pub async fn require(
 
 #[cfg(test)]
 mod tests {
-    use actix_web::http::header::HeaderName;
-
     use super::*;
-
-    fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
-        let pairs = pairs
-            .iter()
-            .map(|(name, value)| (HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap()));
-        pairs.collect()
-    }
 
     #[test]
     fn accepted_and_refused() {
         let token = Token::new("secret");
-        assert_eq!(check(&headers(&[("authorization", "Bearer secret")]), &token), Ok(Carrier::Standard));
-        let both = [("authorization", "Bearer user"), (DAYTONA_AUTHORIZATION, "Bearer secret")];
-        assert_eq!(check(&headers(&both), &token), Ok(Carrier::Daytona));
-        let wrong_first = [("authorization", "Bearer secret"), (DAYTONA_AUTHORIZATION, "Bearer x")];
-        assert!(check(&headers(&wrong_first), &token).is_err());
+        let accepted = |daytona: Option<&str>, standard: Option<&str>| {
+            check(daytona.map(str::as_bytes), standard.map(str::as_bytes), &token).map_err(|failure| failure.code)
+        };
+        assert_eq!(accepted(None, Some("Bearer secret")), Ok(Carrier::Standard));
+        assert_eq!(accepted(Some("Bearer secret"), Some("Bearer user")), Ok(Carrier::Daytona));
+        let refused = Err(ErrorCode::Unauthorized);
+        assert_eq!(accepted(Some("Bearer x"), Some("Bearer secret")), refused);
         for value in
             ["", "Bearer", "Bearer ", "bearer secret", "secret", "Bearer secret x", "Basic secret", "Bearer  secret"]
         {
-            assert!(check(&headers(&[("authorization", value)]), &token).is_err(), "{value:?}");
+            assert_eq!(accepted(None, Some(value)), refused, "{value:?}");
         }
-        assert!(check(&headers(&[]), &token).is_err());
+        assert_eq!(accepted(None, None), refused);
     }
 }

@@ -1,5 +1,6 @@
 //! The runner's own HTTP API (PROTOCOL.md 6): what it offers, who may use it, and where requests go.
-//! Reads come from shared tables; commands go to the supervisor; bytes for guests go straight there.
+//! Reads come from shared tables; commands go to the supervisor; bytes for guests go straight there
+//! ([`proxy`]) and never meet the actix application, which has all other routes.
 
 use std::path::PathBuf;
 
@@ -24,6 +25,7 @@ pub mod copies;
 pub mod crashes;
 pub mod drain;
 pub mod error;
+pub mod front;
 pub mod health;
 pub mod ledger;
 pub mod openapi;
@@ -135,10 +137,6 @@ pub fn configure(state: State) -> impl FnOnce(&mut web::ServiceConfig) {
                     .service(resource("/sandboxes/{id}/serial", web::get().to(serial::read)))
                     .service(resource("/sandboxes/{id}/crashes", web::get().to(crashes::list)))
                     .service(resource("/sandboxes/{id}/crashes/{time}/{file}", web::get().to(crashes::read)))
-                    .route("/sandboxes/{id}/toolbox", web::to(proxy::forward))
-                    .route("/sandboxes/{id}/toolbox/{tail:.*}", web::to(proxy::forward))
-                    .route("/sandboxes/{id}/proxy/{port}", web::to(proxy::forward))
-                    .route("/sandboxes/{id}/proxy/{port}/{tail:.*}", web::to(proxy::forward))
                     .default_service(web::to(no_such_route)),
             );
     }
@@ -158,16 +156,11 @@ async fn wrong_method(request: HttpRequest) -> HttpResponse {
     error::with_status(&request, StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED", message)
 }
 
-/// Marks an answer that a guest gave.
-#[derive(Debug, Clone, Copy)]
-struct FromGuest;
-
-/// Errors that actix itself answers (a path or query that cannot be read) get our shape too; answers
-/// of guests pass as they are.
+/// Errors that actix itself answers (a path or query that cannot be read) get our shape too.
 fn in_one_shape<B>(response: ServiceResponse<B>) -> actix_web::Result<ErrorHandlerResponse<B>> {
     let kind = response.headers().get(CONTENT_TYPE);
     let shaped = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
-    if shaped || response.response().extensions().contains::<FromGuest>() {
+    if shaped {
         return Ok(ErrorHandlerResponse::Response(response.map_into_left_body()));
     }
     let (request, original) = response.into_parts();

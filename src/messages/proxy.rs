@@ -17,6 +17,17 @@ pub struct OpenRoute {
     pub netns: Namespace,
 }
 
+/// The sandbox is paused, or is not any more. While it is, requests wait for a bounded time; what is
+/// connected stays connected.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct HoldRoute {
+    /// The sandbox.
+    pub id: SandboxId,
+    /// Whether it is paused.
+    pub held: bool,
+}
+
 /// The sandbox is about to lose its network. Answered when no new connection can begin.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]

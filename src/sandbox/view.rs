@@ -9,6 +9,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
 
 use super::record::{Begin, LastExit, Origin, Phase, Size};
 use crate::fork::Report;
@@ -188,6 +189,7 @@ impl View {
 pub struct Views {
     views: Arc<RwLock<BTreeMap<SandboxId, Arc<View>>>>,
     news: Arc<News>,
+    published: Arc<Notify>,
 }
 
 /// Sandboxes that have changed unasked and of which the control plane has not been told.
@@ -205,6 +207,7 @@ impl Views {
         let mut views = self.views.write().unwrap_or_else(PoisonError::into_inner);
         views.insert(view.id.clone(), Arc::new(view));
         drop(views);
+        self.published.notify_waiters();
         if news {
             self.news.changed.notify_one();
         }
@@ -250,6 +253,12 @@ impl Views {
     /// Removes the view of a sandbox that exists no more.
     pub fn forget(&self, id: &SandboxId) {
         self.views.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.published.notify_waiters();
+    }
+
+    /// Resolves when a view has been published or removed since this was called.
+    pub fn change(&self) -> OwnedNotified {
+        self.published.clone().notified_owned()
     }
 
     /// One view.

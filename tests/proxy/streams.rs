@@ -136,6 +136,8 @@ fn a_guest_that_dies_ends_its_streams_with_an_error() {
     kill_vmm(&host);
     let began = Instant::now();
     assert!(download.drain() < length, "cut short, and the client can tell");
+    let (opcode, reason) = socket.frame();
+    assert_eq!((opcode, &reason[..2]), (8, &1001u16.to_be_bytes()[..]), "it is told that the guest goes away");
     assert_eq!(socket.drain(), 0);
     let last = std::iter::from_fn(|| events.chunk()).find(Vec::is_empty);
     assert!(last.is_none(), "no regular end of the body");
@@ -164,6 +166,8 @@ fn a_destroy_does_not_wait_for_open_streams() {
     host.completed(&host.api.destroy_sandbox("box").unwrap());
     leftovers::none(&host);
     assert!(std::iter::from_fn(|| events.chunk()).all(|chunk| !chunk.is_empty()));
+    let (opcode, reason) = socket.frame();
+    assert_eq!((opcode, &reason[..2]), (8, &1001u16.to_be_bytes()[..]), "it is told that the guest goes away");
     assert_eq!(socket.drain(), 0);
     assert!(stalled.drain() < STREAM);
 }

@@ -667,7 +667,7 @@ impl World {
         };
         let (views, routes) = (Views::default(), Routes::default());
         let deaths = tokio::sync::mpsc::unbounded_channel().0;
-        let proxy = ProxyActor::new(routes.clone(), deaths.clone()).start();
+        let proxy = ProxyActor::new(routes.clone(), 1024, deaths.clone()).start();
         let supervisor = SupervisorActor::start_with(plan, views.clone(), proxy, deaths.clone());
         let forks = ForkActor::start_with(
             ports.clone(),

@@ -1,7 +1,7 @@
 //! One sandbox: its machine, its record, and the handles on what it owns. Events go to the machine,
 //! its actions are carried out in order, one at a time.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -151,6 +151,8 @@ pub struct VmActor {
     first: Vec<Action>,
     begun: bool,
     settled: bool,
+    /// What the proxy was told last: whether the sandbox is paused.
+    held: Cell<bool>,
 }
 
 impl VmActor {
@@ -240,6 +242,7 @@ impl VmActor {
             first: Vec::new(),
             begun: false,
             settled: false,
+            held: Cell::new(false),
         }
     }
 

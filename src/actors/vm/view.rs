@@ -1,14 +1,28 @@
 //! What readers see of a sandbox.
 
 use super::VmActor;
+use crate::messages::proxy::HoldRoute;
 use crate::sandbox::view::Restart;
 use crate::sandbox::{Op, Phase, Rest, View, WireState};
 
 impl VmActor {
     pub(super) fn publish(&self) {
-        if Phase::of(&self.machine).is_some() {
-            self.tools.views.publish(self.view());
-        } else if self.queue.is_empty() && !self.performing {
+        let paused = if Phase::of(&self.machine).is_some() {
+            let view = self.view();
+            let paused = view.state == WireState::Paused;
+            self.tools.views.publish(view);
+            paused
+        } else {
+            self.forget_if_done();
+            false
+        };
+        if self.held.replace(paused) != paused {
+            self.tools.proxy.do_send(HoldRoute { id: self.record.id.clone(), held: paused });
+        }
+    }
+
+    fn forget_if_done(&self) {
+        if self.queue.is_empty() && !self.performing {
             self.tools.views.forget(&self.record.id);
         }
     }

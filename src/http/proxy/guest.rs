@@ -1,66 +1,121 @@
 //! A connection into a guest that does not outlive the sandbox's run. A guest that dies says nothing
 //! on its connections, and an open one keeps the namespace: so they are broken off from here.
 
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::FutureExt;
-use futures::future::{BoxFuture, Shared};
+use rustix::net::Shutdown;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tracing::debug;
 
-use crate::actors::Routes;
-use crate::ids::SandboxId;
+use crate::actors::proxy::Route;
 use crate::net::{self, Error};
 use crate::toolbox::PORT;
 
 /// A guest that runs accepts at once or not at all.
 const CONNECT: Duration = Duration::from_secs(5);
-/// The connection.
-pub(super) struct GuestStream {
-    stream: TcpStream,
-    /// Ready when the run is over; `None` after that.
-    over: Option<BoxFuture<'static, ()>>,
+
+/// The connections of one run of a sandbox that this thread holds.
+#[derive(Debug, Default)]
+pub(super) struct Live {
+    over: Cell<bool>,
+    open: RefCell<BTreeSet<RawFd>>,
 }
 
-/// Ready when the run is over; cheap to clone.
-pub(super) type Over = Shared<BoxFuture<'static, ()>>;
+impl Live {
+    /// Whether the run is over.
+    pub fn is_over(&self) -> bool {
+        self.over.get()
+    }
 
-impl GuestStream {
-    /// Connects to the toolbox of a sandbox that runs; `None` when it does not, or not any more. Beside
-    /// the stream, what tells whoever waits on something else that the run is over.
-    pub async fn connect(routes: &Routes, id: &SandboxId) -> Result<Option<(Self, Over)>, Error> {
-        let Some(route) = routes.get(id) else { return Ok(None) };
-        let mut over = route.closed().boxed();
-        tokio::select! {
-            stream = route.netns.connect(net::guest(PORT), CONNECT) => {
-                let told = route.closed().boxed().shared();
-                Ok(Some((Self { stream: stream?, over: Some(over) }, told)))
+    /// The run is over: whoever reads or writes on one of its connections is woken by an error, and their
+    /// close will be a reset, which the namespace does not wait for.
+    pub fn end(&self) {
+        self.over.set(true);
+        for &fd in &*self.open.borrow() {
+            // SAFETY: a connection takes its descriptor out of this set before it closes it.
+            let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+            let linger = rustix::net::sockopt::set_socket_linger(socket, Some(Duration::ZERO));
+            if let Err(error) = linger.and_then(|()| rustix::net::shutdown(socket, Shutdown::Both)) {
+                debug!(%error, "a connection to a guest that has ended was already closed");
             }
-            () = &mut over => Ok(None),
         }
     }
 }
 
-impl AsyncRead for GuestStream {
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unreached {
+    /// The run has ended.
+    #[error("the sandbox has stopped")]
+    Over,
+    /// The guest does not take it.
+    #[error("the guest cannot be reached")]
+    Connect(#[source] Error),
+}
+
+/// The connection.
+#[derive(Debug)]
+pub(super) struct GuestIo {
+    stream: TcpStream,
+    live: Rc<Live>,
+}
+
+impl GuestIo {
+    /// Connects to the toolbox of a guest.
+    pub async fn connect(route: &Route, live: &Rc<Live>) -> Result<Self, Unreached> {
+        let stream = tokio::select! {
+            stream = route.netns.connect(net::guest(PORT), CONNECT) => stream.map_err(Unreached::Connect)?,
+            () = route.closed() => return Err(Unreached::Over),
+        };
+        if live.is_over() {
+            return Err(Unreached::Over);
+        }
+        live.open.borrow_mut().insert(stream.as_raw_fd());
+        Ok(Self { stream, live: live.clone() })
+    }
+
+    fn verdict<T>(&self, done: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        match done {
+            Poll::Ready(Err(_)) if self.live.is_over() => Poll::Ready(Err(stopped())),
+            done => done,
+        }
+    }
+}
+
+fn stopped() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, "the sandbox has stopped")
+}
+
+impl Drop for GuestIo {
+    fn drop(&mut self) {
+        self.live.open.borrow_mut().remove(&self.stream.as_raw_fd());
+    }
+}
+
+impl AsyncRead for GuestIo {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        // Data first: what the guest has said before its end still arrives.
-        if let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, buf) {
-            return Poll::Ready(read);
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        match read {
+            // Nobody said goodbye: it was cut from here.
+            Poll::Ready(Ok(())) if buf.filled().len() == before && self.live.is_over() => Poll::Ready(Err(stopped())),
+            read => self.verdict(read),
         }
-        if self.over.as_mut().is_some_and(|over| over.poll_unpin(cx).is_pending()) {
-            return Poll::Pending;
-        }
-        self.over = None;
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the sandbox has stopped")))
     }
 }
 
-impl AsyncWrite for GuestStream {
+impl AsyncWrite for GuestIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.verdict(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -80,6 +135,7 @@ impl AsyncWrite for GuestStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.verdict(written)
     }
 }
