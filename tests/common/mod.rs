@@ -14,6 +14,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+pub mod backend;
 pub mod copies;
 pub mod http;
 pub mod leftovers;
