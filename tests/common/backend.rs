@@ -47,16 +47,22 @@ impl StandIn {
         let netns = std::thread::spawn(make).join().expect("a network namespace");
         let path = format!("/proc/{}/fd/{}", std::process::id(), netns.as_raw_fd());
         let stand_in = Self { netns: Arc::new(netns), logs: host.dir.path().to_owned() };
-        ip(&["-n", &sandbox, "link", "add", "standin", "type", "veth", "peer", "name", "eth0", "netns", &path]);
+        let (near, far) = ("02:00:00:00:00:01", "02:00:00:00:00:02");
+        let peer = ["peer", "name", "eth0", "address", far, "netns", &path];
+        ip(&[&["-n", &sandbox, "link", "add", "standin", "address", near, "type", "veth"][..], &peer].concat());
         ip(&["-n", &sandbox, "link", "set", "standin", "up"]);
         stand_in.inside(|| {
             ip(&["link", "set", "lo", "up"]);
             ip(&["addr", "add", &format!("{GUEST}/24"), "dev", "eth0"]);
             ip(&["link", "set", "eth0", "up"]);
+            ip(&["neigh", "add", "192.168.0.1", "lladdr", near, "dev", "eth0", "nud", "permanent"]);
             ip(&["route", "add", "default", "via", "192.168.0.1"]);
         });
-        // A host route wins over the network route to the TAP.
-        ip(&["-n", &sandbox, "route", "add", &format!("{GUEST}/32"), "dev", "standin", "src", "192.168.0.1"]);
+        // A host route wins over the network route to the TAP. The sandbox's namespace answers nobody who
+        // asks by ARP on a second link, so neither side has to ask.
+        let guest = GUEST.to_string();
+        ip(&["-n", &sandbox, "neigh", "add", &guest, "lladdr", far, "dev", "standin", "nud", "permanent"]);
+        ip(&["-n", &sandbox, "route", "add", &guest, "dev", "standin", "src", "192.168.0.1"]);
         stand_in
     }
 
