@@ -2,5 +2,36 @@
 //! a server of the test's own in the guest's place on the other.
 
 mod common;
+#[path = "proxy_attacks/credentials.rs"]
+mod credentials;
+#[path = "proxy_attacks/framing.rs"]
+mod framing;
+#[path = "proxy_attacks/heads.rs"]
+mod heads;
+#[path = "proxy_attacks/paths.rs"]
+mod paths;
 #[path = "proxy_attacks/stand_in.rs"]
 mod stand_in;
+#[path = "proxy_attacks/table.rs"]
+mod table;
+
+use common::origin::Origin;
+use common::{Host, Runner};
+
+/// What a request that is none gets.
+const BAD: &[u16] = &[400];
+
+/// A host with one running sandbox.
+fn with_box() -> (Host, Runner) {
+    let host = Host::new();
+    let runner = host.runner();
+    host.completed(&host.api.create_sandbox(&host.spec("box")).unwrap());
+    (host, runner)
+}
+
+/// The same, and a server that answers with the path in the guest's place.
+fn with_origin() -> (Host, Runner, Origin) {
+    let (host, runner) = with_box();
+    let origin = Origin::plain(&host, "box");
+    (host, runner, origin)
+}
