@@ -6,10 +6,20 @@ mod common;
 mod credentials;
 #[path = "proxy_attacks/framing.rs"]
 mod framing;
+#[path = "proxy_attacks/guests.rs"]
+mod guests;
 #[path = "proxy_attacks/heads.rs"]
 mod heads;
+#[path = "proxy_attacks/kept.rs"]
+mod kept;
+#[path = "proxy_attacks/limits.rs"]
+mod limits;
 #[path = "proxy_attacks/paths.rs"]
 mod paths;
+#[path = "proxy_attacks/patience.rs"]
+mod patience;
+#[path = "proxy_attacks/pipelines.rs"]
+mod pipelines;
 #[path = "proxy_attacks/stand_in.rs"]
 mod stand_in;
 #[path = "proxy_attacks/table.rs"]

@@ -1,0 +1,191 @@
+//! Connections to the guest that are kept: what is on them belongs to one request only, and a request
+//! is never carried out twice.
+
+use std::io::Write;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::common::backend::{Backend, TOOLBOX};
+use super::common::eventually;
+use super::common::origin::{Origin, Reader, Then, ok};
+use super::common::wire::{End, Wire};
+use super::with_box;
+
+#[test]
+fn what_comes_unasked_is_nobodys_answer() {
+    let (host, _runner) = with_box();
+    let (told, poisoned) = std::sync::mpsc::channel();
+    let told = Mutex::new(told);
+    let _origin = Origin::start(&host, "box", move |request, conn| {
+        let _ = conn.write_all(&ok(request.target.as_bytes()));
+        if request.target.contains("poison") {
+            // When the answer has surely been passed on.
+            std::thread::sleep(Duration::from_millis(5));
+            let _ = conn.write_all(&ok(b"poison"));
+            told.lock().unwrap().send(()).unwrap();
+        }
+        Then::Keep
+    });
+    for round in 0..20 {
+        assert_eq!(host.http().get("/sandboxes/box/toolbox/poison").body, "/poison");
+        poisoned.recv().unwrap();
+        let path = format!("/round-{round}");
+        let answer = host.http().get(&format!("/sandboxes/box/toolbox{path}"));
+        assert_eq!((answer.status, answer.body), (200, path));
+    }
+}
+
+#[test]
+fn a_connection_that_the_guest_has_closed_harms_nobody() {
+    let (host, _runner) = with_box();
+    // It says that it keeps the connection and does not.
+    let closes = Arc::new(AtomicUsize::new(0));
+    let counter = closes.clone();
+    let origin = Origin::start(&host, "box", move |request, conn| {
+        let _ = conn.write_all(&ok(request.target.as_bytes()));
+        counter.fetch_add(1, Ordering::SeqCst);
+        Then::End
+    });
+    let mut wire = Wire::new(&host);
+    for round in 0..40 {
+        let path = format!("/round-{round}");
+        let (method, framing, body) = match round % 4 {
+            0 => ("GET", "", ""),
+            1 => ("POST", "Content-Length: 5\r\n", "small"),
+            2 => ("DELETE", "", ""),
+            _ => ("POST", "Transfer-Encoding: chunked\r\n", "5\r\nsmall\r\n0\r\n\r\n"),
+        };
+        wire.request(method, &format!("/sandboxes/box/toolbox{path}"), framing);
+        wire.send(body);
+        let reply = wire.answer().unwrap_or_else(|end| panic!("{path} {method}: {end:?}"));
+        assert_eq!((reply.status, reply.text()), (200, path), "{method} {framing}");
+        // Half of the rounds begin when the runner may know of the end, half of them at once.
+        if round % 2 == 0 {
+            let end = Instant::now() + Duration::from_millis(5);
+            while Instant::now() < end {
+                std::thread::yield_now();
+            }
+        }
+    }
+    let record = origin.record();
+    let mut targets: Vec<_> = record.requests.iter().map(|request| request.target.as_str()).collect();
+    assert_eq!(targets.len(), 40, "each arrived once: {targets:?}");
+    targets.sort_unstable();
+    targets.dedup();
+    assert_eq!(targets.len(), 40);
+}
+
+#[test]
+fn what_may_have_arrived_is_not_sent_twice() {
+    let (host, _runner) = with_box();
+    // Every second request on a connection is taken in whole, or seen and not read, and the connection ends.
+    let mode = Arc::new(Mutex::new("read"));
+    let heads = Arc::new(Mutex::new(Vec::new()));
+    let (now, seen) = (mode.clone(), heads.clone());
+    let backend = Backend::serve(&host, "box", TOOLBOX, move |mut conn| {
+        let mut reader = Reader::default();
+        let mut first = true;
+        loop {
+            if !first && *now.lock().unwrap() == "unread" {
+                // It has arrived and is thrown away unread, which is a reset.
+                let _ = conn.stream().peek(&mut [0; 1]);
+                seen.lock().unwrap().push("unread".to_owned());
+                return;
+            }
+            let Ok(Some(mut request)) = reader.head(&mut conn) else { return };
+            if request.target != "/warm" {
+                seen.lock().unwrap().push(request.target.clone());
+            }
+            if reader.body(&mut conn, &mut request).is_err() || request.target == "/lost" {
+                return;
+            }
+            let _ = conn.write_all(&ok(request.target.as_bytes()));
+            first = false;
+        }
+    });
+    for way in ["read", "unread"] {
+        for (method, framing, body) in [
+            ("POST", "Content-Length: 5\r\n", "small"),
+            ("PATCH", "Transfer-Encoding: chunked\r\n", "5\r\nsmall\r\n0\r\n\r\n"),
+            ("POST", "Content-Length: 0\r\n", ""),
+        ] {
+            *mode.lock().unwrap() = "read";
+            // A fresh connection, kept by the runner or not.
+            assert_eq!(host.http().get("/sandboxes/box/toolbox/warm").body, "/warm");
+            heads.lock().unwrap().clear();
+            *mode.lock().unwrap() = way;
+            let mut wire = Wire::new(&host);
+            wire.request(method, "/sandboxes/box/toolbox/lost", framing);
+            wire.send(body);
+            let reply = wire.answer().unwrap_or_else(|end| panic!("{way} {method}: {end:?}"));
+            let arrived = heads.lock().unwrap().clone();
+            assert_eq!(reply.status, 502, "{way} {method} {framing}: {}; {arrived:?}", reply.text());
+            assert_eq!(arrived.len(), 1, "{way} {method} {framing}: {arrived:?}");
+        }
+    }
+    drop(backend);
+}
+
+#[test]
+fn a_guest_that_answers_before_it_has_read_all() {
+    let (host, _runner) = with_box();
+    let (leave, gone) = std::sync::mpsc::channel();
+    let gone = Mutex::new(gone);
+    let backend = Backend::serve(&host, "box", TOOLBOX, move |mut conn| {
+        let mut reader = Reader::default();
+        let Ok(Some(request)) = reader.head(&mut conn) else { return };
+        let kind = request.target.as_str();
+        let answer = match kind {
+            "/early-200" => "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nearly",
+            _ => "HTTP/1.1 413 Payload Too Large\r\nContent-Length: 5\r\nConnection: close\r\n\r\nlarge",
+        };
+        let _ = conn.write_all(answer.as_bytes());
+        match kind {
+            // Reads nothing more until the client has gone.
+            "/stalls-413" => {
+                let _ = gone.lock().unwrap().recv();
+                conn.read_to_its_end();
+            }
+            // An end that lets the answer arrive: ends its side, reads on for a while.
+            "/polite-413" => {
+                let _ = conn.stream().shutdown(std::net::Shutdown::Write);
+                conn.read_to_its_end();
+            }
+            _ => {}
+        }
+    });
+    for (path, status) in [("/polite-413", 413), ("/stalls-413", 413), ("/closes-413", 413), ("/early-200", 200)] {
+        let mut wire = Wire::new(&host);
+        wire.request("POST", &format!("/sandboxes/box/toolbox{path}"), "Content-Length: 1000000000\r\n");
+        let mut upload = wire.stream.try_clone().unwrap();
+        let began = Instant::now();
+        let sending = std::thread::spawn(move || {
+            let piece = vec![b'x'; 64 << 10];
+            let mut sent = 0_u64;
+            while sent < 1_000_000_000 && upload.write_all(&piece).is_ok() {
+                sent += piece.len() as u64;
+            }
+            sent
+        });
+        let answer = wire.answer();
+        let after = began.elapsed();
+        // A guest that ends with bytes unread resets the connection, which may overtake its answer.
+        let lost =
+            matches!(&answer, Ok(reply) if reply.status == 502) && path.contains("closes") | path.contains("early-200");
+        match answer {
+            Ok(reply) => assert!(reply.status == status || lost, "{path}: {} {}", reply.status, reply.text()),
+            Err(end) => panic!("{path}: {end:?}"),
+        }
+        assert!(after < Duration::from_secs(2), "{path}: the answer came after {after:?}");
+        // It is over: the runner does not go on taking what nobody wants.
+        let _ = wire.stream.set_read_timeout(Some(Duration::from_secs(10)));
+        assert!(matches!(wire.ends(), End::Closed | End::Reset), "{path}");
+        let sent = sending.join().unwrap();
+        if path == "/stalls-413" {
+            leave.send(()).unwrap();
+        }
+        assert!(sent < 256 << 20, "{path}: {} MiB were taken", sent >> 20);
+    }
+    eventually("all connections to the guest have ended", || (backend.open() == 0).then_some(()));
+}
