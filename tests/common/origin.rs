@@ -4,6 +4,7 @@
 
 use std::io::{Read, Write};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use super::Host;
 use super::backend::{Backend, Conn, StandIn, TOOLBOX};
@@ -148,10 +149,22 @@ impl Reader {
 
     /// The body of a request whose head was read.
     pub fn body(&mut self, conn: &mut Conn, request: &mut Request) -> Result<(), Fault> {
+        self.watch(conn, request, |_| {})
+    }
+
+    /// The same; `look` sees what there is of it whenever more has come.
+    pub fn watch(&mut self, conn: &mut Conn, request: &mut Request, mut look: impl FnMut(&[u8])) -> Result<(), Fault> {
         let length = request.all("content-length").first().map(|length| length.parse::<usize>());
         if let Some(length) = length {
             let length = length.map_err(|error| Fault::Malformed(format!("length: {error}")))?;
-            request.body = self.exactly(conn, length, request)?;
+            while request.body.len() < length {
+                let left = (length - request.body.len()).min(self.buffer.len());
+                if left == 0 && !self.more(conn) {
+                    return Err(broken_off(format!("{request:?}").as_bytes()));
+                }
+                request.body.extend(self.buffer.drain(..left));
+                look(&request.body);
+            }
         }
         while !request.all("transfer-encoding").is_empty() {
             let line = self.line(conn, request)?;
@@ -168,8 +181,77 @@ impl Reader {
             }
             chunk.truncate(size);
             request.body.extend(chunk);
+            look(&request.body);
         }
         Ok(())
+    }
+
+    /// Reads a body that must be `count` times `piece`, without keeping it.
+    pub fn takes(&mut self, conn: &mut Conn, request: &Request, piece: &[u8], count: usize) -> Result<(), String> {
+        self.pieces(conn, request, piece, count, Duration::ZERO)
+    }
+
+    /// The same by somebody who rests now and then.
+    pub fn takes_slowly(
+        &mut self,
+        conn: &mut Conn,
+        request: &Request,
+        piece: &[u8],
+        count: usize,
+    ) -> Result<(), String> {
+        self.pieces(conn, request, piece, count, Duration::from_millis(50))
+    }
+
+    fn pieces(
+        &mut self,
+        conn: &mut Conn,
+        request: &Request,
+        piece: &[u8],
+        count: usize,
+        rest: Duration,
+    ) -> Result<(), String> {
+        let told = |fault: Fault| format!("{fault:?}");
+        let chunked = !request.all("transfer-encoding").is_empty();
+        let (mut at, total) = (0, piece.len() * count);
+        while at < total {
+            let size = match chunked {
+                true => usize::from_str_radix(&self.line(conn, request).map_err(told)?, 16)
+                    .map_err(|error| error.to_string())?,
+                false => piece.len(),
+            };
+            if size == 0 {
+                return Err(format!("ends after {at}"));
+            }
+            if !rest.is_zero() && at % (32 * piece.len()) == 0 {
+                std::thread::sleep(rest);
+            }
+            let bytes = self.exactly(conn, size, request).map_err(told)?;
+            // Chunks need not be cut as they were sent.
+            let mut left = &bytes[..];
+            while !left.is_empty() {
+                let from = at % piece.len();
+                let length = left.len().min(piece.len() - from);
+                if left[..length] != piece[from..from + length] {
+                    return Err(format!("differs at {at}"));
+                }
+                (left, at) = (&left[length..], at + length);
+            }
+            if chunked {
+                self.line(conn, request).map_err(told)?;
+            }
+        }
+        if chunked
+            && (self.line(conn, request).map_err(told)? != "0" || !self.line(conn, request).map_err(told)?.is_empty())
+        {
+            return Err("no last chunk".to_owned());
+        }
+        Ok(())
+    }
+
+    /// What was read ahead of an upgrade, and more until there are this many bytes.
+    pub fn rest(&mut self, conn: &mut Conn, length: usize) -> Vec<u8> {
+        while self.buffer.len() < length && self.more(conn) {}
+        std::mem::take(&mut self.buffer)
     }
 
     fn trailers(&mut self, conn: &mut Conn, request: &mut Request) -> Result<(), Fault> {
