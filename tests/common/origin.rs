@@ -314,7 +314,10 @@ fn parse(connection: usize, head: &[u8]) -> Result<Request, String> {
         trailers: Vec::new(),
     };
     let (lengths, codings) = (request.all("content-length"), request.all("transfer-encoding"));
-    if !method.bytes().all(is_token) || method.is_empty() || !target.bytes().all(|byte| byte.is_ascii_graphic()) {
+    if !method.bytes().all(is_token)
+        || method.is_empty()
+        || !target.bytes().all(|byte| byte.is_ascii_graphic() || byte >= 0x80)
+    {
         return fault("request line");
     }
     if !target.starts_with('/') {

@@ -65,6 +65,11 @@ impl Wire {
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
         stream.set_nodelay(true).expect("TCP_NODELAY");
+        Self::of(stream)
+    }
+
+    /// The same on a connection that is there.
+    pub fn of(stream: TcpStream) -> Self {
         Self { stream, buffer: Vec::new() }
     }
 
@@ -212,6 +217,19 @@ impl Wire {
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Err(End::Silent),
             Err(_) => Err(End::Reset),
+        }
+    }
+
+    /// How the connection ends, with what still came before that: its bytes, escaped, and their number.
+    pub fn ends_after_all(&mut self) -> End {
+        loop {
+            match self.more() {
+                Ok(()) => {}
+                Err(End::Closed | End::Reset) if !self.buffer.is_empty() => {
+                    return End::Cut(self.buffer.escape_ascii().to_string(), self.buffer.len());
+                }
+                Err(end) => return end,
+            }
         }
     }
 

@@ -78,7 +78,6 @@ fn request_lines() {
         case("two spaces", line("GET  {PATH} HTTP/1.1"), maybe()),
         case("a space at the end", line("GET {PATH} HTTP/1.1 "), maybe()),
         case("tabs", line("GET\t{PATH}\tHTTP/1.1"), maybe()),
-        case("bytes above 127 in the path", line("GET {PATH}?\u{fc} HTTP/1.1"), maybe()),
         case("HTTP/0.9", "GET {PATH}\r\n", Want::Refused(VERSION)),
         case("HTTP/2 by preface", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Want::Refused(VERSION)),
         case(
@@ -88,7 +87,7 @@ fn request_lines() {
         ),
         case(
             "CONNECT to the guest",
-            format!("CONNECT 192.168.0.2:2280 HTTP/1.1\r\nHost: 192.168.0.2:2280\r\n{}\r\n{}", key(), smuggled()),
+            format!("CONNECT 192.168.0.2:2280 HTTP/1.1\r\nHost: 192.168.0.2:2280\r\n{}\r\n", key()),
             Want::Denied(METHOD),
         ),
         case("CONNECT with a path", line("CONNECT {PATH} HTTP/1.1"), Want::Denied(METHOD)),

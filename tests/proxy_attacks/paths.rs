@@ -113,6 +113,15 @@ fn a_path_does_not_leave_its_sandbox() {
             wrong.push(format!("{path}: {status:?}, {:?}", record.requests));
         }
     }
+    // Bytes that belong encoded may be refused, and pass unchanged if they pass.
+    for path in ["toolbox/\u{fc}", "toolbox/x?\u{fc}", "toolbox/<x>", "toolbox/\"", "toolbox/{x}|^`", "toolbox/a\\b"] {
+        let mut wire = Wire::new(&host);
+        wire.request("GET", &format!("/sandboxes/box/{path}"), "");
+        let reply = wire.answer().unwrap();
+        let same = reply.text() == path["toolbox".len()..];
+        assert!(reply.status == 400 || (reply.status == 200 && same), "{path}: {reply:?}");
+        assert!(origin.take().malformed.is_empty(), "{path}");
+    }
     // An id with encoded letters is the same id or none.
     for path in [
         "/sandboxes/b%6fx/toolbox/x",

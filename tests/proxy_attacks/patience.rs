@@ -20,11 +20,15 @@ fn memory(pid: i32) -> u64 {
 #[test]
 fn a_guest_that_never_answers() {
     let (host, _runner) = with_box();
-    let backend = Backend::serve(&host, "box", TOOLBOX, |mut conn| {
+    let ended = Arc::new(AtomicU64::new(0));
+    let counter = ended.clone();
+    let backend = Backend::serve(&host, "box", TOOLBOX, move |mut conn| {
         let mut reader = Reader::default();
         while let Ok(Some(request)) = reader.request(&mut conn, true) {
             if request.target == "/never" {
-                return conn.read_to_its_end();
+                conn.read_to_its_end();
+                counter.fetch_add(1, Ordering::SeqCst);
+                return;
             }
             let _ = conn.write_all(&ok(request.target.as_bytes()));
         }
@@ -53,15 +57,11 @@ fn a_guest_that_never_answers() {
         let answer = host.http().get(&format!("/sandboxes/box/toolbox/{number}"));
         assert_eq!((answer.status, answer.body), (200, format!("/{number}")), "others are served");
     }
+    assert_eq!(ended.load(Ordering::SeqCst), 0, "they have waited until now");
     let began = Instant::now();
     drop(waiting);
-    let held = || {
-        // Kept ones are idle and are not meant; those that wait have ended.
-        let seen = backend.seen();
-        backend.open() < seen.len() && backend.open() <= seen.len() - 4
-    };
-    eventually("the connections of those who have gone away end", || held().then_some(()));
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    eventually("the connections of those who have gone away end", || (ended.load(Ordering::SeqCst) == 4).then_some(()));
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     drop(backend);
     host.completed(&host.api.destroy_sandbox("box").unwrap());
     leftovers::none(&host);
