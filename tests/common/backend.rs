@@ -114,6 +114,13 @@ impl StandIn {
         Program { stand_in: self.clone(), child, log }
     }
 
+    /// Whether the kernel has taken the sandbox's namespace apart: then the link to it is gone as well.
+    /// A socket there that still tries to send something would keep it.
+    pub fn is_cut_off(&self) -> bool {
+        let shown = self.inside(|| Command::new("ip").args(["link", "show", "eth0"]).output());
+        !shown.expect("the package iproute2 is installed").status.success()
+    }
+
     /// A connection from inside to one of its ports; `None` when nobody listens.
     pub fn connect(&self, port: u16) -> Option<TcpStream> {
         self.inside(|| TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok())

@@ -143,6 +143,7 @@ fn every_kind_of_exchange_ends_with_the_guest() {
         (host.http().get("/sandboxes/box").json()["state"] == "stopped").then_some(())
     });
     drop(begun);
+    eventually("the namespace is gone", || backend.stand_in.is_cut_off().then_some(()));
     drop(backend);
     host.completed(&host.api.start_sandbox("box").unwrap());
     assert_eq!(host.in_guest("box", "echo again"), "again");
@@ -195,6 +196,8 @@ fn a_guest_that_dies_while_its_buffers_are_full() {
     assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
     host.completed(&host.api.destroy_sandbox("box").unwrap());
     leftovers::none(&host);
+    // What the runner had to send, and nobody took, does not keep the network.
+    eventually("the namespace is gone", || backend.stand_in.is_cut_off().then_some(()));
     drop(backend);
 }
 
