@@ -1,6 +1,8 @@
 //! Requests that attack the proxy, clients that strain it, and guests that lie: raw bytes on one side,
 //! a server of the test's own in the guest's place on the other.
 
+#[path = "proxy_attacks/bounds.rs"]
+mod bounds;
 mod common;
 #[path = "proxy_attacks/credentials.rs"]
 mod credentials;

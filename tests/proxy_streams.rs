@@ -13,6 +13,8 @@ mod death;
 mod expect;
 #[path = "proxy_streams/logs.rs"]
 mod logs;
+#[path = "proxy_streams/pings.rs"]
+mod pings;
 #[path = "proxy_streams/websocket.rs"]
 mod websocket;
 
