@@ -196,7 +196,8 @@ struct Connections {
 
 /// A connection that the server has accepted; what is read is remembered. Ends when dropped.
 pub struct Conn {
-    stream: TcpStream,
+    /// There until it is dropped.
+    stream: Option<TcpStream>,
     number: usize,
     all: Arc<Connections>,
 }
@@ -211,7 +212,7 @@ impl Conn {
         };
         let second = stream.try_clone().expect("a handle");
         all.open.lock().expect("no panic").insert(number, second);
-        Self { stream, number, all: all.clone() }
+        Self { stream: Some(stream), number, all: all.clone() }
     }
 
     /// Its number in the order of acceptance, from 0.
@@ -221,13 +222,13 @@ impl Conn {
 
     /// The socket. What is read from it directly is not remembered.
     pub fn stream(&self) -> &TcpStream {
-        &self.stream
+        self.stream.as_ref().expect("a connection")
     }
 
     /// Ends the connection by a reset instead of an orderly end.
     pub fn reset(self) {
         let now = libc::linger { l_onoff: 1, l_linger: 0 };
-        nix::sys::socket::setsockopt(&self.stream, Linger, &now).expect("SO_LINGER");
+        nix::sys::socket::setsockopt(self.stream(), Linger, &now).expect("SO_LINGER");
     }
 
     /// Reads until the other side ends or breaks the connection.
@@ -239,7 +240,7 @@ impl Conn {
 
 impl Read for Conn {
     fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
-        let length = self.stream.read(into)?;
+        let length = self.stream().read(into)?;
         let mut all = self.all.seen.lock().expect("no panic");
         let seen = &mut all[self.number];
         let room = REMEMBERED.saturating_sub(seen.bytes.len()).min(length);
@@ -251,18 +252,20 @@ impl Read for Conn {
 
 impl Write for Conn {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.stream.write(bytes)
+        self.stream().write(bytes)
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
-        self.stream.flush()
+        self.stream().flush()
     }
 }
 
 impl Drop for Conn {
     fn drop(&mut self) {
-        // The second handle would keep the connection open.
-        self.all.open.lock().expect("no panic").remove(&self.number);
+        // The second handle would keep the connection open; and once it is not counted, it is closed.
+        let mut open = self.all.open.lock().expect("no panic");
+        open.remove(&self.number);
+        self.stream = None;
     }
 }
 
