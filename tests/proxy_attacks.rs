@@ -47,3 +47,10 @@ fn with_origin() -> (Host, Runner, Origin) {
     let origin = Origin::plain(&host, "box");
     (host, runner, origin)
 }
+
+/// Memory of a process in bytes.
+fn memory(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}

@@ -199,7 +199,7 @@ fn uploads_to_one_who_has_answered(mut wire: Wire, path: &str, status: u16) -> O
     match &answer {
         Ok(reply) if reply.status != status && !(resets && reply.status == 502) => Some(format!("{path}: {reply:?}")),
         Err(end) => Some(format!("{path}: {end:?}")),
-        _ if after > Duration::from_secs(2) => Some(format!("{path}: the answer came after {after:?}")),
+        _ if after > Duration::from_secs(4) => Some(format!("{path}: the answer came after {after:?}")),
         _ if took > Duration::from_secs(7) => Some(format!("{path}: the upload was taken for {took:?}")),
         _ => None,
     }

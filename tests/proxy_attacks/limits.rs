@@ -6,17 +6,10 @@ use std::time::{Duration, Instant};
 
 use super::common::wire::{End, Wire, key};
 use super::common::{Host, TOKEN};
-use super::with_origin;
+use super::{memory, with_origin};
 
 /// Longer than anybody is listened to whom nobody wants to hear.
 const ENDLESS: Duration = Duration::from_secs(8);
-
-/// The runner's memory in bytes.
-fn memory(pid: i32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
-}
 
 /// Somebody who sends without end: the head, then the piece again and again, until the runner takes no
 /// more of it or until the time is up. Tells the status (0 without one), and how long it went on.

@@ -9,13 +9,7 @@ use super::common::backend::{Backend, TOOLBOX};
 use super::common::origin::{Reader, ok};
 use super::common::wire::{End, Reply, Wire, key};
 use super::common::{eventually, leftovers};
-use super::with_box;
-
-fn memory(pid: i32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
-}
+use super::{memory, with_box};
 
 #[test]
 fn a_guest_that_never_answers() {
