@@ -3,7 +3,7 @@
 set -euo pipefail
 
 # program:package
-wanted=(ip:iproute2 nft:nftables mkfs.xfs:xfsprogs qemu-img:qemu-utils curl:curl blkid:util-linux cc:gcc pgrep:procps openssl:openssl)
+wanted=(ip:iproute2 nft:nftables mkfs.xfs:xfsprogs qemu-img:qemu-utils curl:curl blkid:util-linux cc:gcc pgrep:procps openssl:openssl python3:python3)
 missing=()
 for pair in "${wanted[@]}"; do
     PATH="$PATH:/usr/sbin:/sbin" command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")

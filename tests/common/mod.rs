@@ -14,10 +14,13 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+pub mod backend;
 pub mod copies;
 pub mod http;
 pub mod leftovers;
+pub mod origin;
 pub mod stream;
+pub mod wire;
 
 pub use http::Http;
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::http::{BodyReader, Framing, Head, response};
+use super::log::{self, Log, Said};
 use super::machine::{Machine, Network};
 use super::shell::{Job, Progress};
 use super::toolbox::{Reply, answer};
@@ -24,6 +25,7 @@ enum State {
     Stream { head: Head, left: u64 },
     Events { number: u64, next: Instant },
     WebSocket,
+    Log { log: Log, next: Instant },
     Closing,
 }
 
@@ -48,7 +50,7 @@ impl Conn {
 
     /// Whether more input should be taken from the socket now.
     pub fn wants_input(&self) -> bool {
-        let whole_frames = matches!(self.state, State::WebSocket);
+        let whole_frames = matches!(self.state, State::WebSocket | State::Log { .. });
         (whole_frames || self.input.len() < OUTPUT_LIMIT) && self.output.len() < OUTPUT_LIMIT
     }
 
@@ -70,7 +72,7 @@ impl Conn {
     /// When [`Conn::work`] has something to do again without input.
     pub fn next_time(&self) -> Option<Instant> {
         match &self.state {
-            State::Job { next, .. } | State::Events { next, .. } => Some(*next),
+            State::Job { next, .. } | State::Events { next, .. } | State::Log { next, .. } => Some(*next),
             _ => None,
         }
     }
@@ -126,6 +128,7 @@ impl Conn {
             }
             State::Events { number, next } => self.tick(number, next, now),
             State::WebSocket => self.echo_frame(),
+            State::Log { log, next } => self.follow(log, next, now),
             State::Closing => false,
         }
     }
@@ -169,6 +172,10 @@ impl Conn {
                 self.output.extend(ws::accept(&head));
                 self.state = State::WebSocket;
             }
+            Reply::Log(log) => {
+                self.output.extend(ws::accept(&head));
+                self.state = State::Log { log, next: now };
+            }
             Reply::Stream(left) => {
                 let text = format!(
                     "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n\
@@ -200,6 +207,33 @@ impl Conn {
             true => State::Head,
             false => State::Closing,
         };
+    }
+
+    /// Sends a log's next message when its time has come. Of the client only its close frame counts.
+    fn follow(&mut self, mut log: Log, next: Instant, now: Instant) -> bool {
+        match ws::echo(&mut self.input) {
+            Echo::Close(frame) => {
+                self.output.extend(frame);
+                return true;
+            }
+            Echo::Send(_) => {
+                self.state = State::Log { log, next };
+                return true;
+            }
+            Echo::Wait if now < next => {
+                self.state = State::Log { log, next };
+                return false;
+            }
+            Echo::Wait => {}
+        }
+        match log.next() {
+            Said::More(frame) => {
+                self.output.extend(frame);
+                self.state = State::Log { log, next: now + log::INTERVAL };
+            }
+            Said::Last(bytes) => self.output.extend(bytes),
+        }
+        false
     }
 
     fn echo_frame(&mut self) -> bool {

@@ -10,6 +10,7 @@ mod handle;
 mod http;
 mod identity;
 mod iso;
+mod log;
 mod machine;
 mod rng;
 mod seed;

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::files::{self, WORK_DIR};
 use super::http::Head;
+use super::log::{self, Log};
 use super::machine::Machine;
 use super::shell::Job;
 
@@ -28,6 +29,8 @@ pub enum Reply {
     Events,
     /// A WebSocket that echoes.
     WebSocket,
+    /// A command's log that is followed by a WebSocket.
+    Log(Log),
     /// The result of a job.
     Run(Job),
 }
@@ -86,6 +89,9 @@ pub fn answer(port: u16, head: &Head, body: &[u8], length: u64, machine: &mut Ma
         return proxied(rest, head, length);
     }
     if let Some(reply) = files::answer(head, body, &mut machine.state.files) {
+        return reply;
+    }
+    if let Some(reply) = log::answer(head) {
         return reply;
     }
     match (head.method.as_str(), head.path()) {

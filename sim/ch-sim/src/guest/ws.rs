@@ -73,7 +73,7 @@ fn frame_length(input: &[u8]) -> Option<(usize, usize)> {
 }
 
 /// An unmasked frame, as servers send it.
-fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![first];
     match (u8::try_from(payload.len()), u16::try_from(payload.len())) {
         (Ok(short), _) if short < 126 => bytes.push(short),
