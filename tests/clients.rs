@@ -1,0 +1,11 @@
+//! Programs that people use, through the runner to servers in a guest's place: whatever one of them
+//! does to HTTP or WebSocket must pass as it would without a proxy. `make clients` installs them all and runs
+//! them in full; here those that are not there are skipped, and the long ones are short.
+
+mod common;
+#[path = "clients/curl.rs"]
+mod curl;
+#[path = "clients/guest.rs"]
+mod guest;
+#[path = "clients/setup.rs"]
+mod setup;
