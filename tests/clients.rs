@@ -5,7 +5,13 @@
 mod common;
 #[path = "clients/curl.rs"]
 mod curl;
+#[path = "clients/daytona.rs"]
+mod daytona;
 #[path = "clients/guest.rs"]
 mod guest;
+#[path = "clients/node.rs"]
+mod node;
+#[path = "clients/python.rs"]
+mod python;
 #[path = "clients/setup.rs"]
 mod setup;
