@@ -178,7 +178,10 @@ fn curl_looks_at_heads_codings_and_trailers() {
 
         let text = curl.ok(&["--include", "--header", "TE: trailers", &at(base, "trailers")]);
         let lower = text.to_ascii_lowercase();
-        assert!(lower.contains("transfer-encoding: chunked\r\n") && lower.contains("trailer: x-checksum\r\n"), "{text}");
+        assert!(
+            lower.contains("transfer-encoding: chunked\r\n") && lower.contains("trailer: x-checksum\r\n"),
+            "{text}"
+        );
         assert!(text.contains("piece 2\n") && lower.contains("x-checksum: of-three\r\n"), "{text}");
     }
 }

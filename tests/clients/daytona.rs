@@ -32,27 +32,27 @@ fn with_a_real_toolbox(script: &str) {
 #[test]
 fn daytona_for_python_with_the_simulated_guest() {
     if !python() {
-        with_the_simulated_guest("python/daytona_sdk.py");
+        with_the_simulated_guest("python/sdk.py");
     }
 }
 
 #[test]
 fn daytona_for_python_with_files_and_processes() {
     if !python() && !skipped(&[Need::Node("ws")]) {
-        with_a_real_toolbox("python/daytona_sdk.py");
+        with_a_real_toolbox("python/sdk.py");
     }
 }
 
 #[test]
 fn daytona_for_node_with_the_simulated_guest() {
     if !node() {
-        with_the_simulated_guest("node/daytona_sdk.mjs");
+        with_the_simulated_guest("node/sdk.mjs");
     }
 }
 
 #[test]
 fn daytona_for_node_with_files_and_processes() {
     if !node() && !skipped(&[Need::Node("ws")]) {
-        with_a_real_toolbox("node/daytona_sdk.mjs");
+        with_a_real_toolbox("node/sdk.mjs");
     }
 }

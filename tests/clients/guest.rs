@@ -201,8 +201,7 @@ fn take(stream: &mut BufReader<Conn>, length: u64, sum: &mut Sha256) -> Option<u
 }
 
 fn gzip() -> Vec<u8> {
-    let mut child =
-        Command::new("gzip").arg("-c").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("gzip");
+    let mut child = Command::new("gzip").arg("-c").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("gzip");
     child.stdin.take().expect("an input").write_all(GZIP_TEXT.as_bytes()).expect("gzip reads");
     child.wait_with_output().expect("gzip").stdout
 }

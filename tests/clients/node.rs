@@ -19,5 +19,5 @@ fn node_speaks_websocket() {
     }
     let stage = Stage::new();
     let _server = stage.node_server("app.mjs");
-    run_script(&stage.host, "node/websocket.mjs", &[]);
+    run_script(&stage.host, "node/ws_client.mjs", &[]);
 }

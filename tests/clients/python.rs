@@ -19,5 +19,5 @@ fn python_speaks_websocket() {
     }
     let stage = Stage::new();
     let _server = stage.node_server("app.mjs");
-    run_script(&stage.host, "python/websocket.py", &[]);
+    run_script(&stage.host, "python/ws_client.py", &[]);
 }

@@ -33,9 +33,7 @@ impl Need {
         let (there, name) = match self {
             Self::Program(name) => (found(name).is_some(), name),
             Self::Installed(name) => (dir().join("bin").join(name).exists(), name),
-            Self::Node(name) => {
-                (found("node").is_some() && dir().join("node/node_modules").join(name).is_dir(), name)
-            }
+            Self::Node(name) => (found("node").is_some() && dir().join("node/node_modules").join(name).is_dir(), name),
             Self::Python(name) => (has_module(name), name),
         };
         (!there).then(|| format!("{name} is not installed"))
@@ -89,12 +87,7 @@ pub struct Stage {
 
 impl Stage {
     pub fn new() -> Self {
-        Self::with(|_| {})
-    }
-
-    pub fn with(change: impl FnOnce(&mut Host)) -> Self {
-        let mut host = Host::new();
-        change(&mut host);
+        let host = Host::new();
         let runner = host.runner();
         host.completed(&host.api.create_sandbox(&host.spec("box")).expect("a job"));
         Self { stand_in: StandIn::of(&host, "box"), runner, host }
@@ -103,19 +96,20 @@ impl Stage {
     /// One of this directory's servers for Node, in the daemon's place.
     #[track_caller]
     pub fn node_server(&self, name: &str) -> Program {
-        let modules = dir().join("node");
-        let port = TOOLBOX.to_string();
-        let home = self.host.path("guest-home");
-        std::fs::create_dir_all(&home).expect("a directory");
-        let env = [
-            ("CLIENTS_NODE", &*modules.to_string_lossy()),
-            ("PORT", &port),
-            ("HOME", &*home.to_string_lossy()),
-        ];
-        let mut server = self.stand_in.spawn("node", &[&script(&format!("node/{name}"))], &env);
-        server.listens(TOOLBOX);
-        server
+        node_server(&self.host, &self.stand_in, name)
     }
+}
+
+#[track_caller]
+pub fn node_server(host: &Host, stand_in: &StandIn, name: &str) -> Program {
+    let modules = dir().join("node");
+    let port = TOOLBOX.to_string();
+    let home = host.path("guest-home");
+    std::fs::create_dir_all(&home).expect("a directory");
+    let env = [("CLIENTS_NODE", &*modules.to_string_lossy()), ("PORT", &port), ("HOME", &*home.to_string_lossy())];
+    let mut server = stand_in.spawn("node", &[&script(&format!("node/{name}"))], &env);
+    server.listens(TOOLBOX);
+    server
 }
 
 /// What stands between users and the runner: Daytona's API and proxy, as far as clients look at them.

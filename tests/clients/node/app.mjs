@@ -150,7 +150,8 @@ const server = createServer((request, response) => {
   const url = new URL(request.url, 'http://guest')
   const path = url.pathname.replace(/^\/proxy\/\d+(?=\/|$)/, '') || '/'
   const route = routes[path]
-  if (route) return route(request, response, url)
+  // A body that breaks off is the end of that request, not of the server.
+  if (route) return Promise.resolve(route(request, response, url)).catch(() => response.destroy())
   response.writeHead(404, { 'Content-Type': 'text/plain' })
   response.end('no such page\n')
 })

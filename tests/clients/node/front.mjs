@@ -10,7 +10,7 @@ const agent = new http.Agent({ keepAlive: true, maxSockets: 256 })
 const own = `http://127.0.0.1:${process.env.PORT}`
 
 const sandbox = (id) => ({
-  id, organizationId: 'org', name: id, snapshot: 'ubuntu-base.1', user: 'daytona', env: {}, labels: {}, public: false,
+  id, organizationId: 'org', name: id, snapshot: 'ubuntu-base.1', user: 'daytona', env: {}, labels: { 'code-toolbox-language': 'python' }, public: false,
   networkBlockAll: false, kvm: false, target: 'local', cpu: 1, gpu: 0, memory: 1, disk: 1, state: 'started',
   desiredState: 'started', autoStopInterval: 0, autoArchiveInterval: 0, autoDeleteInterval: -1, volumes: [],
   sandboxClass: 'container', createdAt: '2026-01-01T00:00:00Z', updatedAt: '2026-01-01T00:00:00Z', toolboxProxyUrl: `${own}/toolbox`,

@@ -39,7 +39,7 @@ if (kind === 'simulated') {
   // The simulated guest has no route for these; its own 404 is what must arrive.
   for (const call of [() => sandbox.fs.uploadFile(Buffer.from('x'), 'up'), () => sandbox.fs.downloadFile('up'),
     () => sandbox.process.codeRun('print(1)'), () => sandbox.process.createSession('s')]) {
-    await assert.rejects(call, /404/)
+    await assert.rejects(call, { statusCode: 404 })
   }
 } else {
   const large = randomBytes(32 << 20)
