@@ -165,6 +165,13 @@ pub fn run(host: &Host, command: &mut Command) -> Said {
 pub fn run_fed(host: &Host, command: &mut Command, input: Stdio) -> Said {
     let file = || tempfile::NamedTempFile::new_in(host.dir.path()).expect("a file");
     let (out, err) = (file(), file());
+    // Settings of the machine for the world outside.
+    for name in ["http_proxy", "https_proxy", "all_proxy", "no_proxy"] {
+        command.env_remove(name).env_remove(name.to_ascii_uppercase());
+    }
+    for name in ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"] {
+        command.env_remove(name);
+    }
     let began = Instant::now();
     let mut child = command
         .stdin(input)

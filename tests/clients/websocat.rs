@@ -20,20 +20,20 @@ fn websocat_talks_through_pipes() {
         Stdio::from(std::fs::File::open(stage.host.path(name)).unwrap())
     };
 
-    // A message a line, there and back, and an orderly close when the input ends.
+    // A message a line, there and back. The URL comes first: what follows a header is another header.
     let lines: String = (0..200).map(|n| format!("line {n}\n")).collect();
     let mut command = Command::new(&program);
-    command.args(["--no-async-stdio", "-1", "--header", &header, &url]);
+    command.args(["--no-async-stdio", "-1", &url, "--header", &header]);
     let one = run_fed(&stage.host, &mut command, feed("one", b"only one\n"));
     assert_eq!((one.code, one.out.as_str()), (Some(0), "only one\n"), "{one:?}");
 
     let mut command = Command::new(&program);
-    command.args(["--no-async-stdio", "--text", "--no-close", "--max-messages-rev", "200", "--header", &header, &url]);
+    command.args(["--no-async-stdio", "--text", "--no-close", "--max-messages-rev", "200", &url, "--header", &header]);
     let all = run_fed(&stage.host, &mut command, feed("lines", lines.as_bytes()));
     assert_eq!(all.out, lines, "{all:?}");
 
     let mut command = Command::new(&program);
-    command.args(["--no-async-stdio", "--protocol", "chat", "--header", &header, "-1", &url]);
+    command.args(["--no-async-stdio", "-1", "--protocol", "chat", &url, "--header", &header]);
     let chat = run_fed(&stage.host, &mut command, feed("chat", b"hello\n"));
     assert_eq!((chat.code, chat.out.as_str()), (Some(0), "hello\n"), "{chat:?}");
 
