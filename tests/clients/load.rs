@@ -47,7 +47,7 @@ fn wrk_sees_no_error() {
     let guest = stage.stand_in.serve(TOOLBOX, guest::serve);
     for connections in ["1", "32", "256"] {
         let mut command = Command::new("wrk");
-        command.args(["--threads", "1", "--connections", connections, "--latency", "--duration"]);
+        command.args(["--threads", "1", "--connections", connections, "--latency", "--timeout", "20s", "--duration"]);
         command.args([&format!("{}s", seconds()), "--header", &format!("X-Daytona-Authorization: Bearer {TOKEN}")]);
         let said = run(&stage.host, command.arg(format!("{PORT_URL}/small")));
         let line = |start: &str| {

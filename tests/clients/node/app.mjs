@@ -158,7 +158,8 @@ const server = createServer((request, response) => {
 // Longer than the runner keeps connections, so that it is the runner that ends them.
 server.keepAliveTimeout = 120_000
 
-const options = { noServer: true, maxPayload: 64 << 20, perMessageDeflate: true }
+// Autobahn's cases have messages of 65,536 fragments.
+const options = { noServer: true, maxPayload: 64 << 20, maxFragments: 0, perMessageDeflate: true }
 options.handleProtocols = (offered) => (offered.has('chat') ? 'chat' : false)
 const sockets = new WebSocketServer(options)
 server.on('upgrade', (request, socket, head) => {
