@@ -47,16 +47,22 @@ impl StandIn {
         let netns = std::thread::spawn(make).join().expect("a network namespace");
         let path = format!("/proc/{}/fd/{}", std::process::id(), netns.as_raw_fd());
         let stand_in = Self { netns: Arc::new(netns), logs: host.dir.path().to_owned() };
-        ip(&["-n", &sandbox, "link", "add", "standin", "type", "veth", "peer", "name", "eth0", "netns", &path]);
+        let (near, far) = ("02:00:00:00:00:01", "02:00:00:00:00:02");
+        let peer = ["peer", "name", "eth0", "address", far, "netns", &path];
+        ip(&[&["-n", &sandbox, "link", "add", "standin", "address", near, "type", "veth"][..], &peer].concat());
         ip(&["-n", &sandbox, "link", "set", "standin", "up"]);
         stand_in.inside(|| {
             ip(&["link", "set", "lo", "up"]);
             ip(&["addr", "add", &format!("{GUEST}/24"), "dev", "eth0"]);
             ip(&["link", "set", "eth0", "up"]);
+            ip(&["neigh", "add", "192.168.0.1", "lladdr", near, "dev", "eth0", "nud", "permanent"]);
             ip(&["route", "add", "default", "via", "192.168.0.1"]);
         });
-        // A host route wins over the network route to the TAP.
-        ip(&["-n", &sandbox, "route", "add", &format!("{GUEST}/32"), "dev", "standin", "src", "192.168.0.1"]);
+        // A host route wins over the network route to the TAP. The sandbox's namespace answers nobody who
+        // asks by ARP on a second link, so neither side has to ask.
+        let guest = GUEST.to_string();
+        ip(&["-n", &sandbox, "neigh", "add", &guest, "lladdr", far, "dev", "standin", "nud", "permanent"]);
+        ip(&["-n", &sandbox, "route", "add", &guest, "dev", "standin", "src", "192.168.0.1"]);
         stand_in
     }
 
@@ -106,6 +112,13 @@ impl StandIn {
             command.spawn().unwrap_or_else(|error| panic!("{program}: {error}"))
         });
         Program { stand_in: self.clone(), child, log }
+    }
+
+    /// Whether the kernel has taken the sandbox's namespace apart: then the link to it is gone as well.
+    /// A socket there that still tries to send something would keep it.
+    pub fn is_cut_off(&self) -> bool {
+        let shown = self.inside(|| Command::new("ip").args(["link", "show", "eth0"]).output());
+        !shown.expect("the package iproute2 is installed").status.success()
     }
 
     /// A connection from inside to one of its ports; `None` when nobody listens.
@@ -183,7 +196,8 @@ struct Connections {
 
 /// A connection that the server has accepted; what is read is remembered. Ends when dropped.
 pub struct Conn {
-    stream: TcpStream,
+    /// There until it is dropped.
+    stream: Option<TcpStream>,
     number: usize,
     all: Arc<Connections>,
 }
@@ -198,7 +212,7 @@ impl Conn {
         };
         let second = stream.try_clone().expect("a handle");
         all.open.lock().expect("no panic").insert(number, second);
-        Self { stream, number, all: all.clone() }
+        Self { stream: Some(stream), number, all: all.clone() }
     }
 
     /// Its number in the order of acceptance, from 0.
@@ -208,13 +222,13 @@ impl Conn {
 
     /// The socket. What is read from it directly is not remembered.
     pub fn stream(&self) -> &TcpStream {
-        &self.stream
+        self.stream.as_ref().expect("a connection")
     }
 
     /// Ends the connection by a reset instead of an orderly end.
     pub fn reset(self) {
         let now = libc::linger { l_onoff: 1, l_linger: 0 };
-        nix::sys::socket::setsockopt(&self.stream, Linger, &now).expect("SO_LINGER");
+        nix::sys::socket::setsockopt(self.stream(), Linger, &now).expect("SO_LINGER");
     }
 
     /// Reads until the other side ends or breaks the connection.
@@ -226,7 +240,7 @@ impl Conn {
 
 impl Read for Conn {
     fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
-        let length = self.stream.read(into)?;
+        let length = self.stream().read(into)?;
         let mut all = self.all.seen.lock().expect("no panic");
         let seen = &mut all[self.number];
         let room = REMEMBERED.saturating_sub(seen.bytes.len()).min(length);
@@ -238,18 +252,20 @@ impl Read for Conn {
 
 impl Write for Conn {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.stream.write(bytes)
+        self.stream().write(bytes)
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
-        self.stream.flush()
+        self.stream().flush()
     }
 }
 
 impl Drop for Conn {
     fn drop(&mut self) {
-        // The second handle would keep the connection open.
-        self.all.open.lock().expect("no panic").remove(&self.number);
+        // The second handle would keep the connection open; and once it is not counted, it is closed.
+        let mut open = self.all.open.lock().expect("no panic");
+        open.remove(&self.number);
+        self.stream = None;
     }
 }
 

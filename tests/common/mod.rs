@@ -18,7 +18,9 @@ pub mod backend;
 pub mod copies;
 pub mod http;
 pub mod leftovers;
+pub mod origin;
 pub mod stream;
+pub mod wire;
 
 pub use http::Http;
 

@@ -124,10 +124,20 @@ impl Client {
     }
 }
 
-/// A masked frame, as clients send it.
+/// A masked frame, as clients send it, with the shortest length that it can have (RFC 6455, 5.2).
 pub fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = vec![0x80 | opcode, 0x80 | 127];
-    bytes.extend((payload.len() as u64).to_be_bytes());
+    let mut bytes = vec![0x80 | opcode];
+    match (u8::try_from(payload.len()), u16::try_from(payload.len())) {
+        (Ok(short), _) if short < 126 => bytes.push(0x80 | short),
+        (_, Ok(medium)) => {
+            bytes.push(0x80 | 126);
+            bytes.extend(medium.to_be_bytes());
+        }
+        _ => {
+            bytes.push(0x80 | 127);
+            bytes.extend((payload.len() as u64).to_be_bytes());
+        }
+    }
     bytes.extend([1, 2, 3, 4]);
     bytes.extend(payload.iter().zip([1, 2, 3, 4].iter().cycle()).map(|(byte, key)| byte ^ key));
     bytes
