@@ -7,11 +7,12 @@ CARGO   ?= cargo
 # So long a chaos run by hand takes; CI's takes a minute.
 CHAOS_SECONDS ?= 600
 
-.PHONY: help demo test check crash chaos upgrade bench build packages install uninstall
+.PHONY: help demo test check clients crash chaos upgrade bench build packages install uninstall
 
 help:
 	@echo "make demo     a job becomes a microVM, answers, is forked, stops, goes on and is gone; needs root"
 	@echo "make test     the whole suite; needs root"
+	@echo "make clients  curl, Daytona's SDKs, Chromium, Autobahn's cases and others through the proxy; needs root, minutes"
 	@echo "make crash    every job killed at every crash point, and again at every point of the recovery; needs root, long"
 	@echo "make chaos    ten minutes of everything at once; CHAOS_SEED=N repeats a run; needs root"
 	@echo "make check    formatting, lints and docs, as CI runs them"
@@ -38,6 +39,10 @@ check:
 
 upgrade: packages
 	@scripts/upgrade.sh $(REVISION)
+
+# Installs them; `make test` skips those that are not there.
+clients:
+	@scripts/clients.sh
 
 crash: packages build
 	CRASH_ROUNDS=double $(CARGO) nextest run --locked --no-fail-fast --success-output final --test crashes
