@@ -5,6 +5,8 @@ mod common;
 mod files;
 #[path = "ssh/forwards.rs"]
 mod forwards;
+#[path = "ssh/guests.rs"]
+mod guests;
 #[path = "ssh/harness.rs"]
 mod harness;
 #[path = "ssh/logins.rs"]

@@ -50,7 +50,13 @@ enum Entry {
     /// Open on both sides.
     Linked(Arc<Link>),
     /// There is no guest; whatever is asked for is answered by this.
-    Told(Arc<str>),
+    Told(Arc<Told>),
+}
+
+/// What a channel without a guest has to say; it is counted as one until that is said.
+struct Told {
+    words: String,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Connection {
@@ -194,8 +200,7 @@ impl Client {
         };
         let (connection, handle) = (self.connection.clone(), session.handle());
         tokio::spawn(async move {
-            serve(&connection, &id, kind, channel, reply, handle).await;
-            drop(permit);
+            serve(&connection, &id, kind, Opening { channel, reply, permit }, handle).await;
         });
         Ok(())
     }
@@ -209,11 +214,11 @@ impl Client {
                 link.told();
                 told
             }
-            Some(Entry::Told(words)) => {
+            Some(Entry::Told(told)) => {
                 session.channel_success(id)?;
                 if request.starts() {
                     self.connection.channels().remove(&id);
-                    session.extended_data(id, STDERR, format!("{words}\r\n"))?;
+                    session.extended_data(id, STDERR, format!("{}\r\n", told.words))?;
                     session.exit_status_request(id, NO_SANDBOX)?;
                     session.eof(id)?;
                     session.close(id)?;
@@ -225,40 +230,26 @@ impl Client {
 }
 
 /// A channel from its opening to its end.
-async fn serve(
-    connection: &Arc<Connection>,
-    id: &SandboxId,
-    kind: Kind,
-    channel: Channel<Msg>,
-    reply: ChannelOpenHandle,
-    handle: Handle,
-) {
+async fn serve(connection: &Arc<Connection>, id: &SandboxId, kind: Kind, opening: Opening, handle: Handle) {
     let session = matches!(kind, Kind::Session);
     let guest = match connection.guest(id).await {
         Ok(guest) => guest,
         Err(Unreached(words)) => {
             info!(sandbox = %id, peer = %connection.peer, "SSH: {words}");
-            if session {
-                connection.channels().insert(channel.id(), Entry::Told(words.into()));
-                reply.accept().await;
-            } else {
-                reply.reject(ChannelOpenFailure::Other { code: CONNECT_FAILED, reason: words }).await;
-            }
-            return;
+            return opening.tell(connection, session, words).await;
         }
     };
     let (to_guest, from_guest) = match guest.open(kind).await {
         Ok(opened) => opened,
-        Err(reason) => {
-            reply.reject(reason).await;
-            if guest.is_lost() {
-                connection.lose(id, &handle);
-            }
-            return;
+        Err(_) if guest.is_lost() => {
+            let words = connection.lose(id, &handle);
+            return opening.tell(connection, session, words).await;
         }
+        Err(reason) => return opening.reply.reject(reason).await,
     };
     let link = Arc::new(Link::new(connection.valve.clone(), guest, to_guest.split().1, from_guest, session));
     // What arrives is taken by the handler: the channel's own queue would make the whole connection wait.
+    let Opening { channel, reply, permit: _permit } = opening;
     let (_, to_client) = channel.split();
     let channel = to_client.id();
     connection.channels().insert(channel, Entry::Linked(link.clone()));
@@ -269,6 +260,27 @@ async fn serve(
     })
     .await;
     connection.channels().remove(&channel);
+}
+
+/// A channel that the client waits for.
+struct Opening {
+    channel: Channel<Msg>,
+    reply: ChannelOpenHandle,
+    permit: OwnedSemaphorePermit,
+}
+
+impl Opening {
+    /// Says that there is no guest: whoever wants to run something is told when it asks for it, as only that is shown to
+    /// a user.
+    async fn tell(self, connection: &Connection, session: bool, words: String) {
+        if session {
+            let told = Arc::new(Told { words, _permit: self.permit });
+            connection.channels().insert(self.channel.id(), Entry::Told(told));
+            self.reply.accept().await;
+        } else {
+            self.reply.reject(ChannelOpenFailure::Other { code: CONNECT_FAILED, reason: words }).await;
+        }
+    }
 }
 
 impl server::Handler for Client {

@@ -3,12 +3,12 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`gateway`] | listens, admits, drains |
-//! | [`client`], [`guest`] | the two connections; one of the guest's for each of a client's |
-//! | [`channel`] | carries one channel both ways |
-//! | [`queue`], [`valve`] | why nobody waits for anybody else, and memory stays flat all the same |
-//! | [`logins`], [`sandboxes`] | limits |
-//! | [`key`] | the host key, the key that is let in |
+//! | `gateway` | listens, admits, drains |
+//! | `client`, `guest` | the two connections; one of the guest's for each of a client's |
+//! | `channel` | carries one channel both ways |
+//! | `queue`, `valve` | why nobody waits for anybody else, and memory stays flat all the same |
+//! | `logins`, `sandboxes` | limits |
+//! | `key` | the host key, the key that is let in |
 //!
 //! It has threads of its own: neither cryptography nor a panic in here can hold up anything else.
 
