@@ -13,5 +13,7 @@ mod harness;
 mod logins;
 #[path = "ssh/sessions.rs"]
 mod sessions;
+#[path = "ssh/signals.rs"]
+mod signals;
 #[path = "ssh/streams.rs"]
 mod streams;

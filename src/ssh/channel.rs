@@ -98,7 +98,8 @@ impl Link {
             Request::Exec(command) => guest.exec(true, command).await,
             Request::Subsystem(name) => guest.request_subsystem(true, name).await,
         };
-        let answer = sent.is_ok() && answer.await;
+        // Without a guest nothing is refused: what the client is told then is why.
+        let answer = (sent.is_ok() && answer.await) || self.guest.is_lost();
         if answer && starts {
             self.started.store(true, Ordering::Release);
         }

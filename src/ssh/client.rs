@@ -43,6 +43,8 @@ pub(super) struct Connection {
     free: Arc<Semaphore>,
     /// Told once that the guest is gone.
     lost: AtomicBool,
+    /// The client is gone: nothing is begun for it any more.
+    ended: AtomicBool,
 }
 
 #[derive(Clone)]
@@ -71,6 +73,7 @@ impl Connection {
             channels: Mutex::default(),
             free,
             lost: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
         }
     }
 
@@ -95,7 +98,14 @@ impl Connection {
         if let Some(guest) = &*guest {
             return Ok(guest.clone());
         }
+        let gone = || Unreached("the client is gone".to_owned());
+        if self.ended.load(Ordering::Acquire) {
+            return Err(gone());
+        }
         let made = Arc::new(Guest::connect(&self.shared, id).await?);
+        if self.ended.load(Ordering::Acquire) {
+            return Err(gone());
+        }
         debug!(sandbox = %id, peer = %self.peer, "SSH: connected to the guest");
         Ok(guest.insert(made).clone())
     }
@@ -103,6 +113,7 @@ impl Connection {
     /// The client's side has ended: in order, what it sent is still delivered; otherwise the guest's connection ends at
     /// once.
     pub async fn end(&self, in_order: bool) {
+        self.ended.store(true, Ordering::Release);
         let guest = self.guest.lock().await.take();
         let links: Vec<Entry> = self.channels().values().cloned().collect();
         for entry in links {
@@ -254,6 +265,9 @@ async fn serve(connection: &Arc<Connection>, id: &SandboxId, kind: Kind, opening
     let channel = to_client.id();
     connection.channels().insert(channel, Entry::Linked(link.clone()));
     reply.accept().await;
+    if connection.ended.load(Ordering::Acquire) {
+        link.close_by_client();
+    }
     link.run(&connection.valve, &to_client, &handle, || {
         let words = connection.lose(id, &handle);
         session.then_some(words)

@@ -148,7 +148,8 @@ async fn listen(
     mut end: watch::Receiver<bool>,
 ) {
     let places = Arc::new(Semaphore::new(shared.settings.max_connections));
-    let strangers = Arc::new(Semaphore::new(STRANGERS));
+    // Those who have logged in lately have places of their own: strangers that do not go on cannot take them.
+    let (strangers, acquaintances) = (Arc::new(Semaphore::new(STRANGERS)), Arc::new(Semaphore::new(STRANGERS)));
     let mut open = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -170,12 +171,16 @@ async fn listen(
                 continue;
             }
         };
-        let admitted = shared.logins().admit(peer.ip().into(), Instant::now());
+        let (admitted, known) = {
+            let (source, now, mut logins) = (peer.ip().into(), Instant::now(), shared.logins());
+            (logins.admit(source, now), logins.trusts(source, now))
+        };
         let taken = admitted
             .map_err(|wait| format!("Too many failed logins, try again in {} s", wait.as_secs().max(1)))
             .and_then(|()| {
                 let place = places.clone().try_acquire_owned();
                 let place = place.map_err(|_| "Too many connections".to_owned())?;
+                let strangers = if known { &acquaintances } else { &strangers };
                 let stranger = strangers.clone().try_acquire_owned();
                 Ok((place, stranger.map_err(|_| "Too many connections that have not logged in".to_owned())?))
             });

@@ -1,6 +1,7 @@
 //! The connection to a guest's SSH server: one for each connection of a client, shared by its channels.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -59,6 +60,10 @@ pub(super) struct Incoming {
 }
 
 impl Incoming {
+    fn new(valve: Arc<Valve>) -> Self {
+        Self { queue: Queue::new(valve), answers: Mutex::default() }
+    }
+
     /// The answer to the request that is sent next; false when none comes.
     pub fn answer(&self) -> impl Future<Output = bool> + Send + use<> {
         let (sender, receiver) = oneshot::channel();
@@ -82,6 +87,8 @@ impl Incoming {
 #[derive(Debug)]
 struct Channels {
     open: Mutex<HashMap<ChannelId, Arc<Incoming>>>,
+    /// The connection has ended.
+    lost: AtomicBool,
     valve: Arc<Valve>,
 }
 
@@ -92,6 +99,27 @@ impl Channels {
 
     fn get(&self, id: ChannelId) -> Option<Arc<Incoming>> {
         self.open().get(&id).cloned()
+    }
+
+    /// The channel, which is new to whoever of its two sides comes first: who opened it and who hears of it run side by
+    /// side.
+    fn entry(&self, id: ChannelId) -> Arc<Incoming> {
+        let mut open = self.open();
+        // Looked at under the lock, as the end of the connection does.
+        if self.lost.load(Ordering::Acquire) {
+            let incoming = Arc::new(Incoming::new(self.valve.clone()));
+            incoming.lost();
+            return incoming;
+        }
+        open.entry(id).or_insert_with(|| Arc::new(Incoming::new(self.valve.clone()))).clone()
+    }
+
+    fn lose(&self) {
+        let mut open = self.open();
+        self.lost.store(true, Ordering::Release);
+        for (_, channel) in open.drain() {
+            channel.lost();
+        }
     }
 
     fn push(&self, id: ChannelId, item: Item) {
@@ -149,7 +177,8 @@ impl Guest {
         stream.set_zero_linger().map_err(|error| failed(error.to_string()))?;
         let valve = Valve::new(MOST_WAITING);
         let mut unfinished = Unfinished(Some(valve.clone()));
-        let channels = Arc::new(Channels { open: Mutex::default(), valve: valve.clone() });
+        let channels =
+            Arc::new(Channels { open: Mutex::default(), lost: AtomicBool::new(false), valve: valve.clone() });
         let events = Events(channels.clone());
         let cut = valve.clone();
         let over = tokio::spawn(async move {
@@ -194,8 +223,8 @@ impl Guest {
                 return Err(broken("the sandbox does not answer"));
             }
         };
-        let incoming = self.channels.get(channel.id());
-        incoming.map(|incoming| (channel, incoming)).ok_or_else(|| broken("the connection to the sandbox was lost"))
+        let incoming = self.channels.entry(channel.id());
+        Ok((channel, incoming))
     }
 
     /// Nobody takes any more what comes on this channel.
@@ -235,9 +264,7 @@ struct Events(Arc<Channels>);
 impl Drop for Events {
     fn drop(&mut self) {
         self.0.valve.cut();
-        for (_, channel) in self.0.open().drain() {
-            channel.lost();
-        }
+        self.0.lose();
     }
 }
 
@@ -256,8 +283,7 @@ impl client::Handler for Events {
         _: u32,
         _: &mut Session,
     ) -> Result<(), russh::Error> {
-        let incoming = Incoming { queue: Queue::new(self.0.valve.clone()), answers: Mutex::default() };
-        self.0.open().insert(id, Arc::new(incoming));
+        drop(self.0.entry(id));
         Ok(())
     }
 
@@ -287,8 +313,8 @@ impl client::Handler for Events {
     }
 
     async fn channel_close(&mut self, id: ChannelId, _: &mut Session) -> Result<(), russh::Error> {
-        let closed = self.0.open().remove(&id);
-        if let Some(channel) = closed {
+        // It stays until it is forgotten: whoever opened it may not have come to look for it yet.
+        if let Some(channel) = self.0.get(id) {
             channel.answers.lock().unwrap_or_else(PoisonError::into_inner).clear();
             channel.queue.push(Item::Close);
         }

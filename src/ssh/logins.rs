@@ -58,21 +58,26 @@ pub(super) struct Logins {
 impl Logins {
     /// Whether somebody may try to log in; if not, in how long.
     pub fn admit(&mut self, source: Source, now: Instant) -> Result<(), Duration> {
-        let history = self.sources.get(&source);
-        if let Some(until) = history.and_then(|history| history.refused_until).filter(|&until| until > now) {
+        let refused = self.sources.get(&source).and_then(|history| history.refused_until);
+        if let Some(until) = refused.filter(|&until| until > now) {
             return Err(until - now);
         }
         while self.all.front().is_some_and(|&failure| now.saturating_duration_since(failure) >= MINUTE) {
             self.all.pop_front();
         }
-        let login = history.and_then(|history| history.login);
-        let trusted = login.is_some_and(|login| now.saturating_duration_since(login) < TRUSTED);
+        let trusted = self.trusts(source, now);
         match self.all.front() {
             Some(&oldest) if self.all.len() >= ALL_FAILURES && !trusted => {
                 Err(MINUTE.saturating_sub(now.saturating_duration_since(oldest)))
             }
             _ => Ok(()),
         }
+    }
+
+    /// Somebody from there has logged in lately.
+    pub fn trusts(&self, source: Source, now: Instant) -> bool {
+        let login = self.sources.get(&source).and_then(|history| history.login);
+        login.is_some_and(|login| now.saturating_duration_since(login) < TRUSTED)
     }
 
     /// Somebody was refused: how long to wait before saying so.

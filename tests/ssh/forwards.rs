@@ -11,11 +11,12 @@ use crate::harness::{Said, World, host};
 /// A listener of the guest that answers with what it was sent, in capitals, when that has ended.
 fn shout(world: &World, address: &str) -> Child {
     let program = r#"
-import socket, sys, threading
+import os, socket, sys, threading
 kind = sys.argv[1]
 if kind == "unix":
     server = socket.socket(socket.AF_UNIX)
     server.bind(sys.argv[2])
+    os.chmod(sys.argv[2], 0o777)
 else:
     server = socket.create_server(("127.0.0.1", int(sys.argv[2])))
 server.listen()

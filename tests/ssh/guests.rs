@@ -52,5 +52,6 @@ fn a_runner_that_is_replaced() {
     world.runner.child.kill().unwrap();
     world.runner.child.wait().unwrap();
     world.runner = world.host.runner();
-    assert_eq!(world.exec("echo still").out, "still\n");
+    let said = world.exec("echo still");
+    assert_eq!(said.out, "still\n", "{said:?}\n{}", world.runner.log());
 }

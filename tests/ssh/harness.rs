@@ -10,6 +10,7 @@ use nix::mount::{MsFlags, mount};
 use crate::common::{Host, Runner, eventually};
 
 pub const PORT: u16 = 2220;
+const USER_ID: u32 = 54_321;
 
 /// Runs a program that must succeed.
 #[track_caller]
@@ -94,8 +95,7 @@ impl World {
             "Port 22220".to_owned(),
             "ListenAddress 192.168.0.2".to_owned(),
             format!("HostKey {}", path("guest_key")),
-            "UsePAM no\nPasswordAuthentication yes\nPermitRootLogin yes\nStrictModes no\nPidFile none\nUseDNS no"
-                .to_owned(),
+            "UsePAM no\nPasswordAuthentication yes\nStrictModes no\nPidFile none\nUseDNS no".to_owned(),
             "MaxSessions 200\nMaxStartups 500\nAcceptEnv *\nPrintMotd no\nPrintLastLog no\nLogLevel VERBOSE".to_owned(),
             "Subsystem sftp internal-sftp\nAllowStreamLocalForwarding yes\nAllowTcpForwarding yes".to_owned(),
         ];
@@ -120,8 +120,12 @@ impl World {
         let hash = run("openssl", &["passwd", "-6", "sandbox-ssh"]);
         let home = self.host.path("home");
         std::fs::create_dir_all(&home).unwrap();
+        // Not root: for that one sshd refuses to pass signals on.
+        std::os::unix::fs::chown(&home, Some(USER_ID), Some(USER_ID)).unwrap();
+        let reachable = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+        std::fs::set_permissions(self.host.path(""), reachable).unwrap();
         let entries = [
-            ("/etc/passwd", format!("daytona:x:0:0::{}:/bin/bash\n", home.display())),
+            ("/etc/passwd", format!("daytona:x:{USER_ID}:{USER_ID}::{}:/bin/bash\n", home.display())),
             ("/etc/shadow", format!("daytona:{}:19000:0:99999:7:::\n", hash.trim())),
         ];
         for (file, entry) in entries {
