@@ -22,6 +22,10 @@ else:
 server.listen()
 print("ready", flush=True)
 def serve(peer):
+    if kind == "greet":
+        peer.sendall(b"welcome")
+        peer.close()
+        return
     data = b""
     while True:
         piece = peer.recv(65536)
@@ -71,11 +75,17 @@ fn ports_and_sockets_of_the_guest() {
     let world = World::new();
     let socket = world.home("socket").display().to_string();
     let _tcp = Killed(shout(&world, "tcp:9000"));
+    let _greet = Killed(shout(&world, "greet:9002"));
     let _unix = Killed(shout(&world, &format!("unix:{socket}")));
-    let (port, closed, local) = (free_port(), free_port(), world.host.path("local"));
-    let forwards =
-        [format!("{port}:127.0.0.1:9000"), format!("{closed}:127.0.0.1:9001"), format!("{}:{socket}", local.display())];
-    let options = ["-N", "-L", &forwards[0], "-L", &forwards[1], "-L", &forwards[2], "-o", "ExitOnForwardFailure=yes"];
+    let (port, closed, greeting, local) = (free_port(), free_port(), free_port(), world.host.path("local"));
+    let forwards = [
+        format!("{port}:127.0.0.1:9000"),
+        format!("{closed}:127.0.0.1:9001"),
+        format!("{greeting}:127.0.0.1:9002"),
+        format!("{}:{socket}", local.display()),
+    ];
+    let mut options = vec!["-N", "-o", "ExitOnForwardFailure=yes"];
+    options.extend(forwards.iter().flat_map(|forward| ["-L", forward]));
     let _ssh = Killed(world.ssh(&options).spawn().unwrap());
     let connect = || eventually("the port is forwarded", || TcpStream::connect(("127.0.0.1", port)).ok());
     let shut = |stream: &TcpStream| stream.shutdown(std::net::Shutdown::Write).unwrap();
@@ -91,6 +101,12 @@ fn ports_and_sockets_of_the_guest() {
         })
         .collect();
     assert!(many.into_iter().all(|thread| thread.join().unwrap()));
+    // It has said all and closed before anybody has asked.
+    for n in 0..50 {
+        let mut text = String::new();
+        TcpStream::connect(("127.0.0.1", greeting)).unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(text, "welcome", "{n}");
+    }
     // Nobody listens: the connection ends at once, and the others do not mind.
     let mut refused = TcpStream::connect(("127.0.0.1", closed)).unwrap();
     assert_eq!(refused.read(&mut [0; 8]).unwrap_or(0), 0);
