@@ -4,7 +4,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | `gateway` | listens, admits, drains |
-//! | `client`, `guest` | the two connections; one of the guest's for each of a client's |
+//! | `client`, `connection`, `guest` | the two connections; one of the guest's for each of a client's |
 //! | `channel` | carries one channel both ways |
 //! | `queue`, `valve` | why nobody waits for anybody else, and memory stays flat all the same |
 //! | `logins`, `sandboxes` | limits |
@@ -24,6 +24,7 @@ use crate::sandbox::Views;
 
 mod channel;
 mod client;
+mod connection;
 mod gateway;
 mod guest;
 mod key;
