@@ -3,7 +3,8 @@
 set -euo pipefail
 
 # program:package
-wanted=(ip:iproute2 nft:nftables mkfs.xfs:xfsprogs qemu-img:qemu-utils curl:curl blkid:util-linux cc:gcc pgrep:procps openssl:openssl python3:python3)
+wanted=(ip:iproute2 nft:nftables mkfs.xfs:xfsprogs qemu-img:qemu-utils curl:curl blkid:util-linux cc:gcc pgrep:procps openssl:openssl
+    ssh:openssh-client sshd:openssh-server rsync:rsync python3:python3 nsenter:util-linux)
 missing=()
 for pair in "${wanted[@]}"; do
     PATH="$PATH:/usr/sbin:/sbin" command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")

@@ -16,6 +16,7 @@
 //! | [`ledger`] | what should be on the host against what is; no I/O |
 //! | [`hypervisor`], [`net`], [`disk`], [`memory`], [`snapshots`], [`store`], [`control_plane`], [`toolbox`] | the effects |
 //! | [`http`] | the runner's own API and the way into the guests |
+//! | [`ssh`] | the way into the guests by SSH |
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
@@ -44,6 +45,7 @@ pub mod ports;
 pub mod pressure;
 pub mod sandbox;
 pub mod snapshots;
+pub mod ssh;
 pub mod store;
 pub mod telemetry;
 pub mod toolbox;

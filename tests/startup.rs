@@ -87,12 +87,13 @@ fn all_wrong_settings_are_told_at_once() {
         ("RUNNER_DISK_STRATEGY", "copy"),
         ("LOG_FORMAT", "xml"),
         ("CH_SSH_HOST", "root@hypervisor"),
-        ("SSH_GATEWAY_ENABLE", "true"),
+        ("SANDBOX_SSH_PORT", "0"),
         ("ENABLE_TLS", "perhaps"),
     ];
     for (name, value) in wrong {
         host.set(name, value);
     }
+    host.set("SSH_GATEWAY_ENABLE", "true");
     host.set("API_TOKEN", "");
     let said = refuses(&host, 78);
     for (name, value) in wrong {
@@ -100,7 +101,7 @@ fn all_wrong_settings_are_told_at_once() {
         let line = line.unwrap_or_else(|| panic!("{name} is not in:\n{said}"));
         assert!(line.contains(value) && line.contains("expected"), "{line}");
     }
-    says(&said, &["API_TOKEN: expected", "local mode is the supported one", "there is no SSH gateway"]);
+    says(&said, &["API_TOKEN: expected", "local mode is the supported one", "SSH_PUBLIC_KEY: expected base64"]);
     untouched(&host);
 }
 
@@ -118,13 +119,13 @@ fn a_missing_token_is_refused() {
 }
 
 #[test]
-fn remote_mode_and_the_ssh_gateway_are_refused() {
+fn remote_mode_and_an_ssh_gateway_without_a_key_are_refused() {
     let mut host = Host::new();
     host.set("CH_SSH_HOST", "root@hypervisor");
     says(&refuses(&host, 78), &["CH_SSH_HOST", "local mode", "/usr/local/bin/runner-ch-local"]);
     host.set("CH_SSH_HOST", "");
     host.set("SSH_GATEWAY_ENABLE", "true");
-    says(&refuses(&host, 78), &["SSH_GATEWAY_ENABLE", "no SSH gateway"]);
+    says(&refuses(&host, 78), &["SSH_PUBLIC_KEY", "base64 -w0 key.pub"]);
     untouched(&host);
     // Off, however it is written, is no reason to stop.
     host.set("SSH_GATEWAY_ENABLE", "false");

@@ -39,6 +39,7 @@ use crate::pressure::Pressure;
 use crate::sandbox::Views;
 use crate::sandbox::admission::Defaults;
 use crate::snapshots::FileSnapshots;
+use crate::ssh;
 use crate::store::{self, SledStore};
 use crate::toolbox::GuestToolbox;
 
@@ -95,6 +96,7 @@ struct Running {
     supervisor: Addr<SupervisorActor>,
     poller: Addr<JobPollerActor>,
     server: server::Running,
+    ssh: Option<ssh::Gateway>,
     ports: Ports,
     /// Nobody else makes, sweeps or repairs in these while this lives.
     roots: Vec<Flock<File>>,
@@ -259,6 +261,10 @@ async fn start(config: &Config, deaths: &Deaths) -> Result<Running, StartError> 
     ports.network.prepare_host().await?;
     let loaded = ports.store.load().await?;
     supervisor.send(Recover).await.map_err(|_| gone())??;
+    let gateway = match config.ssh.clone() {
+        Some(settings) => Some(ssh::start(settings, config.http.address, routes.clone(), views.clone()).await?),
+        None => None,
+    };
     let results = ledger.results.clone();
     ledger.open(LedgerActor::start_with(
         ports.clone(),
@@ -293,7 +299,7 @@ async fn start(config: &Config, deaths: &Deaths) -> Result<Running, StartError> 
         ch_binary: on_path(&config.ch_binary),
     };
     ReporterActor::new(ports.clone(), views, seen, settings, host, deaths.clone()).start();
-    Ok(Running { supervisor, poller, server, ports, roots })
+    Ok(Running { supervisor, poller, server, ssh: gateway, ports, roots })
 }
 
 fn ledger_settings(config: &Config) -> ledger::Settings {
@@ -311,7 +317,7 @@ fn gone() -> Failure {
 /// Nothing new is begun; what runs gets the deadline; what is not finished then is found again in
 /// the journal by the next start.
 async fn drain(running: Running, config: &Config) {
-    let Running { supervisor, poller, server, ports, roots } = running;
+    let Running { supervisor, poller, server, ssh, ports, roots } = running;
     if supervisor.send(Drain).await.is_err() {
         warn!("the supervisor has ended before the drain");
     }
@@ -322,7 +328,12 @@ async fn drain(running: Running, config: &Config) {
             "jobs are not finished; they are continued after the next start"
         );
     }
-    server.stop().await;
+    let ssh = async {
+        if let Some(gateway) = ssh {
+            gateway.stop().await;
+        }
+    };
+    tokio::join!(server.stop(), ssh);
     match timeout(FLUSH_DEADLINE, ports.store.flush()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => error!(error = %chain(&error), "the store could not be flushed"),

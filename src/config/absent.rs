@@ -2,10 +2,10 @@
 //! thing, or asks for it as an optimisation, is accepted and reported; a value that demands something
 //! an operator would miss is refused with the reason.
 
-use super::parse;
 use super::reader::Reader;
+use super::{parse, ssh};
 
-const SSH: &str = "there is no SSH gateway in this version";
+const SSH: &str = "SSH_GATEWAY_ENABLE is not true";
 const TAPS: &str = "the runner makes each TAP itself, inside the sandbox's namespace";
 const VMS: &str = "no VMs are kept in stock; each sandbox starts its own";
 const BALLOON: &str = "this version takes no memory back from running sandboxes";
@@ -18,11 +18,6 @@ const TLS: &str = "ENABLE_TLS is not true";
 /// Never with an effect, whatever their value.
 const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("CH_FIRMWARE_PATH", FIRMWARE),
-    ("SSH_GATEWAY_PORT", SSH),
-    ("SSH_PUBLIC_KEY", SSH),
-    ("SSH_HOST_KEY_PATH", SSH),
-    ("SANDBOX_SSH_USER", SSH),
-    ("SANDBOX_SSH_PORT", SSH),
     ("CH_TAP_CREATE_SCRIPT", TAPS),
     ("CH_TAP_DELETE_SCRIPT", TAPS),
     ("TAP_POOL_SIZE", TAPS),
@@ -40,6 +35,19 @@ const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("AWS_DEFAULT_BUCKET", S3),
 ];
 
+/// Without an effect while the gateway is off.
+const OF_SSH_GATEWAY: &[(&str, &str)] = &[
+    ("SSH_GATEWAY_PORT", SSH),
+    ("SSH_PUBLIC_KEY", SSH),
+    ("SSH_HOST_KEY_PATH", SSH),
+    ("SANDBOX_SSH_USER", SSH),
+    ("SANDBOX_SSH_PORT", SSH),
+    ("RUNNER_SSH_LOGIN_GRACE_SEC", SSH),
+    ("RUNNER_SSH_MAX_CONNECTIONS", SSH),
+    ("RUNNER_SSH_MAX_PER_SANDBOX", SSH),
+    ("RUNNER_SSH_MAX_CHANNELS", SSH),
+];
+
 /// Optimisations of the original: off is what we do anyway, on is reported.
 const OPTIMISATIONS: &[(&str, &str)] =
     &[("TAP_POOL_ENABLED", TAPS), ("VMPOOL_ENABLED", VMS), ("MEMORY_BALLOONING_ENABLED", BALLOON)];
@@ -47,7 +55,6 @@ const OPTIMISATIONS: &[(&str, &str)] =
 /// Goes through all of them.
 pub(super) fn check(reader: &mut Reader) {
     refuse_remote_mode(reader);
-    refuse_ssh_gateway(reader);
     if reader.parse("GPU_PASSTHROUGH_ENABLED", parse::boolean) == Some(true) {
         reader.refuse("GPU_PASSTHROUGH_ENABLED", "false: this version passes no GPUs through to sandboxes");
     }
@@ -64,7 +71,8 @@ pub(super) fn check(reader: &mut Reader) {
     }
     let without_tls = [("TLS_CERT_FILE", TLS), ("TLS_KEY_FILE", TLS)];
     let tls_off = parse::boolean(&reader.text("ENABLE_TLS")) == Ok(false);
-    let more = without_tls.iter().filter(|_| tls_off);
+    let ssh_off = !ssh::enabled(&reader.text("SSH_GATEWAY_ENABLE"));
+    let more = without_tls.iter().filter(|_| tls_off).chain(OF_SSH_GATEWAY.iter().filter(|_| ssh_off));
     for &(name, why) in WITHOUT_EFFECT.iter().chain(more) {
         if reader.raw.is_set(name) {
             reader.ignored.push((name, why));
@@ -80,18 +88,5 @@ fn refuse_remote_mode(reader: &mut Reader) {
              copy the program to its /usr/local/bin/runner-ch-local and this configuration, without CH_SSH_HOST, to its \
              /etc/runner-ch-local.env, then enable runner-ch.service there (docs/configuration.md)",
         );
-    }
-}
-
-/// The original turned the gateway on by exactly `true` and took everything else for off
-/// (PROTOCOL.md 12).
-fn refuse_ssh_gateway(reader: &mut Reader) {
-    let value = reader.text("SSH_GATEWAY_ENABLE");
-    if value == "true" {
-        reader.refuse("SSH_GATEWAY_ENABLE", format!("false: {SSH}"));
-    } else if parse::boolean(&value) != Ok(false) {
-        reader
-            .warnings
-            .push(format!("SSH_GATEWAY_ENABLE = {value:?} is taken for off, as only true turned it on; {SSH}"));
     }
 }

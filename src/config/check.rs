@@ -8,7 +8,7 @@ use super::parse;
 use super::problem::Problems;
 use super::raw::Raw;
 use super::reader::Reader;
-use super::{Api, Config, Defaults, Http, LogConfig, LogFormat, Network, Paths, Secret, Tls, absent, host};
+use super::{Api, Config, Defaults, Http, LogConfig, LogFormat, Network, Paths, Secret, Tls, absent, host, ssh};
 use crate::actors::vm::IdentityPolicy;
 use crate::disk::StrategySetting;
 use crate::fork::plan::MemorySetting;
@@ -51,6 +51,7 @@ pub(super) fn check(raw: Raw) -> Result<Config, Problems> {
 /// Reads every part first and only then looks whether all of them are there.
 fn config(r: &mut Reader) -> Option<Config> {
     let (api, http, paths, network, defaults, log) = (api(r), http(r), paths(r), network(r), defaults(r), log(r));
+    let ssh = ssh::read(r);
     let runner_domain = r.optional("RUNNER_DOMAIN", parse::host);
     let ch_binary = r.parse("CH_BINARY", parse::program);
     let kernel_cmdline = r.parse("CH_KERNEL_CMDLINE", kernel_cmdline);
@@ -74,6 +75,7 @@ fn config(r: &mut Reader) -> Option<Config> {
         api: api?,
         http: http?,
         proxy: proxy?,
+        ssh: ssh?,
         runner_domain: runner_domain?,
         paths: paths?,
         ch_binary: ch_binary?,
@@ -101,7 +103,7 @@ fn config(r: &mut Reader) -> Option<Config> {
     })
 }
 
-fn seconds(r: &mut Reader, name: &str, min: Duration, max: Duration) -> Option<Duration> {
+pub(super) fn seconds(r: &mut Reader, name: &str, min: Duration, max: Duration) -> Option<Duration> {
     r.parse(name, |text| parse::duration(text, min, max))
 }
 

@@ -26,10 +26,12 @@ mod problem;
 mod raw;
 mod reader;
 mod secret;
+mod ssh;
 
 pub use host::Warnings;
 pub use problem::{Problem, Problems};
 pub use secret::Secret;
+pub use ssh::Ssh;
 
 /// Exit code for a configuration or a host that does not let the runner start (sysexits.h).
 pub const EX_CONFIG: u8 = 78;
@@ -153,6 +155,8 @@ pub struct Config {
     pub http: Http,
     /// What may pass to the guests, and how long it may wait.
     pub proxy: crate::http::proxy::Limits,
+    /// The SSH gateway; none when it is off.
+    pub ssh: Option<Ssh>,
     /// Name or address under which others reach this runner; none: to be found out from the default
     /// route (PROTOCOL.md 12).
     pub runner_domain: Option<String>,

@@ -18,7 +18,14 @@ pub(super) const FILE_VARIABLE: &str = "RUNNER_CONFIG_FILE";
 const EMPTY_IS_A_VALUE: &[&str] = &["CH_INITRAMFS_PATH"];
 
 /// Settings whose values are never shown.
-const SECRETS: &[&str] = &["API_TOKEN", "DAYTONA_RUNNER_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
+const SECRETS: &[&str] = &[
+    "API_TOKEN",
+    "DAYTONA_RUNNER_TOKEN",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    // Public if it is right; a private key may be there by mistake.
+    "SSH_PUBLIC_KEY",
+];
 
 /// Origin that the `config` crate gives to values of its environment source.
 const ENVIRONMENT: &str = "the environment";

@@ -15,6 +15,8 @@ mod machine;
 mod rng;
 mod seed;
 mod shell;
+mod ssh;
+mod sshd;
 mod stack;
 mod state;
 mod thread;

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
+use nix::poll::PollFlags;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::{icmp, tcp};
@@ -14,6 +15,7 @@ use smoltcp::wire::{EthernetAddress, HardwareAddress, Icmpv4Packet, Icmpv4Repr, 
 use super::conn::Conn;
 use super::device::Card;
 use super::machine::{Dial, Machine, Network};
+use super::ssh::{Pipe, SSH_PORT, Ssh};
 use super::toolbox::{APP_PORT, TOOLBOX_PORT};
 
 /// Buffer of a TCP socket in each direction; pages are only used when data fills them.
@@ -40,6 +42,9 @@ pub struct Stack {
     address: Address,
     conns: BTreeMap<SocketHandle, Conn>,
     outgoing: Outgoing,
+    ssh: Ssh,
+    /// Connections to the SSH server, those that are not established yet without a pipe.
+    pipes: BTreeMap<SocketHandle, Option<Pipe>>,
 }
 
 #[derive(Default)]
@@ -74,12 +79,20 @@ impl Stack {
             address,
             conns: BTreeMap::new(),
             outgoing: Outgoing::default(),
+            ssh: Ssh::default(),
+            pipes: BTreeMap::new(),
         }
     }
 
     /// Descriptor to poll for frames.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.card.fd()
+    }
+
+    /// What else to wait for: the SSH server.
+    pub fn waits_for(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
+        let commands = self.ssh.fd().map(|fd| (fd, PollFlags::POLLIN));
+        commands.into_iter().chain(self.pipes.values().flatten().map(Pipe::interest)).collect()
     }
 
     /// Tells the neighbours where the guest is (a gratuitous ARP request).
@@ -106,7 +119,7 @@ impl Stack {
         }
         // Answers make room for more output and the other way round; the bound only guards against a loop.
         for _ in 0..64 {
-            let moved = self.serve(machine);
+            let moved = self.serve(machine) | self.serve_ssh(machine);
             let now = self.now();
             self.iface.poll_maintenance(now);
             self.iface.poll_egress(now, &mut self.card, &mut self.sockets);
@@ -142,7 +155,7 @@ impl Stack {
             self.start + std::time::Duration::from_micros(micros)
         });
         let conns = self.conns.values().filter_map(Conn::next_time).min();
-        stack.into_iter().chain(conns).min()
+        stack.into_iter().chain(conns).chain(self.ssh.next_time()).min()
     }
 
     fn now(&self) -> StackInstant {
@@ -153,14 +166,48 @@ impl Stack {
     /// Makes sure that a connection attempt in the fetched frame finds a listening socket.
     fn prepare_listener(&mut self) {
         let port = self.card.fetched_syn();
-        let Some(port) = port.filter(|port| [TOOLBOX_PORT, APP_PORT].contains(port)) else {
+        let Some(port) = port.filter(|port| [TOOLBOX_PORT, APP_PORT, SSH_PORT].contains(port)) else {
             return;
         };
         let mut socket = tcp_socket();
         // The port is not zero and the socket is fresh: listening cannot fail.
         let _ = socket.listen(port);
         let handle = self.sockets.add(socket);
-        self.conns.insert(handle, Conn::new(port));
+        match port {
+            SSH_PORT => drop(self.pipes.insert(handle, None)),
+            port => drop(self.conns.insert(handle, Conn::new(port))),
+        }
+    }
+
+    /// Moves bytes between sockets and the SSH server, and runs its programs.
+    fn serve_ssh(&mut self, machine: &mut Machine) -> bool {
+        let mut moved = false;
+        let handles: Vec<SocketHandle> = self.pipes.keys().copied().collect();
+        for handle in handles {
+            let socket = self.sockets.get_mut::<tcp::Socket>(handle);
+            if let Some(pipe) = self.pipes.get_mut(&handle) {
+                match pipe {
+                    Some(pipe) => moved |= pipe.work(socket),
+                    None if socket.may_send() => match self.ssh.connect() {
+                        Ok(made) => moved |= pipe.insert(made).work(socket),
+                        Err(_) => socket.abort(),
+                    },
+                    None => {}
+                }
+            }
+            if !self.keeps(handle) {
+                self.pipes.remove(&handle);
+                self.sockets.remove(handle);
+            }
+        }
+        let mut egress = Egress {
+            iface: &mut self.iface,
+            sockets: &mut self.sockets,
+            outgoing: &mut self.outgoing,
+            own: self.address.ip.0,
+        };
+        self.ssh.work(Instant::now(), machine, &mut egress);
+        moved
     }
 
     /// Moves bytes between sockets and protocol; true when something changed.

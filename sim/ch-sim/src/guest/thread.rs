@@ -213,6 +213,7 @@ impl Guest {
         let serial_waits = fds.len() == 2;
         if let Some(stack) = self.stack.as_ref().filter(|_| self.runs()) {
             fds.push(PollFd::new(stack.fd(), PollFlags::POLLIN));
+            fds.extend(stack.waits_for().into_iter().map(|(fd, flags)| PollFd::new(fd, flags)));
         }
         // An interrupted or failed poll only means another look.
         let _ = poll(&mut fds, timeout);
