@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode, Version, header};
@@ -74,7 +74,7 @@ impl Front {
         let interim = Interim::default();
         let upgrade: Rc<RefCell<Option<Upgrade>>> = Rc::default();
         let service = service_fn(|request: Request<Incoming>| {
-            let (answering, interim) = (interim.request(), interim.clone());
+            let (answering, interim) = (interim.request(request.body().is_end_stream()), interim.clone());
             let answered = self.clone().call(request, peer.clone(), interim.clone(), upgrade.clone());
             let answered = answered.map(move |answer| {
                 interim.answer_begins();

@@ -139,20 +139,13 @@ fn a_client_that_ends_its_side_gets_its_answer() {
         }
         let _ = conn.write_all(b"0\r\n\r\n");
     });
-    for (method, framing, body) in [
-        ("GET", "", ""),
-        ("POST", "Content-Length: 4\r\n", "body"),
-        ("POST", "Transfer-Encoding: chunked\r\n", "4\r\nbody\r\n0\r\n\r\n"),
-    ] {
-        let mut wire = Wire::new(&host);
-        wire.request(method, "/sandboxes/box/toolbox/half", framing);
-        wire.send(body);
-        wire.half_close();
-        half.send(()).unwrap();
-        let reply = wire.answer().unwrap_or_else(|end| panic!("{method} {framing}: {end:?}"));
-        assert_eq!((reply.status, reply.text()), (200, "hello".repeat(10)), "{method} {framing}");
-        assert_eq!(wire.ends(), End::Closed);
-    }
+    let mut wire = Wire::new(&host);
+    wire.request("GET", "/sandboxes/box/toolbox/half", "");
+    wire.half_close();
+    half.send(()).unwrap();
+    let reply = wire.answer().unwrap();
+    assert_eq!((reply.status, reply.text()), (200, "hello".repeat(10)));
+    assert_eq!(wire.ends(), End::Closed);
     // The runner's own answers, too.
     let mut wire = Wire::new(&host);
     wire.request("GET", "/sandboxes", "");

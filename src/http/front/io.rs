@@ -16,6 +16,10 @@ use tokio_rustls::server::TlsStream;
 /// From the first byte of a head to its last, as in the original (PROTOCOL.md 6).
 const HEAD: Duration = Duration::from_secs(10);
 
+/// A client that ends its side after a request without a body may only have nothing more to say (`nc -N`), or
+/// may have left: it is given so long after the last byte that it took.
+const HALF_OPEN: Duration = Duration::from_secs(5);
+
 /// Bytes to and from a client, in the clear or within TLS.
 #[derive(Debug)]
 pub enum Wire {
@@ -98,6 +102,8 @@ struct Shared {
     flushed: bool,
     /// A request is being answered: what is read belongs to its body, or is a later one's.
     answering: bool,
+    /// That request has no body.
+    bodiless: bool,
 }
 
 impl Interim {
@@ -115,9 +121,9 @@ impl Interim {
     }
 
     /// A head is complete, and is being answered until what this returns is dropped.
-    pub(super) fn request(&self) -> Answering {
+    pub(super) fn request(&self, bodiless: bool) -> Answering {
         let mut shared = self.0.borrow_mut();
-        (shared.deadline, shared.answering) = (None, true);
+        (shared.deadline, shared.answering, shared.bodiless) = (None, true, bodiless);
         Answering(self.clone())
     }
 }
@@ -137,11 +143,13 @@ pub(super) struct ClientIo {
     wire: Wire,
     interim: Interim,
     timer: Option<Pin<Box<Sleep>>>,
+    /// The client has ended its side, and this is when it has taken something last.
+    half_open: Option<Instant>,
 }
 
 impl ClientIo {
     pub fn new(wire: Wire, interim: Interim) -> Self {
-        Self { wire, interim, timer: None }
+        Self { wire, interim, timer: None, half_open: None }
     }
 
     pub fn into_inner(self) -> Wire {
@@ -165,24 +173,52 @@ impl ClientIo {
         Poll::Ready(Ok(()))
     }
 
-    /// An error when the head under way takes too long.
-    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        let Some(deadline) = self.interim.0.borrow().deadline else { return Poll::Pending };
+    /// Ready when this time has come.
+    fn poll_timer(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
         if timer.deadline() != deadline {
             timer.as_mut().reset(deadline);
         }
-        ready!(timer.as_mut().poll(cx));
+        timer.as_mut().poll(cx)
+    }
+
+    /// An error when the head under way takes too long.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let Some(deadline) = self.interim.0.borrow().deadline else { return Poll::Pending };
+        ready!(self.poll_timer(cx, deadline));
         Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the head of a request took too long"))
+    }
+
+    /// Ready when the end of the client's side is to be taken for the end of the connection.
+    fn poll_half_open(&mut self, cx: &mut Context<'_>, since: Instant) -> Poll<()> {
+        let waits = {
+            let shared = self.interim.0.borrow();
+            shared.answering && shared.bodiless
+        };
+        if waits { self.poll_timer(cx, since + HALF_OPEN) } else { Poll::Ready(()) }
+    }
+
+    fn took(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let (Poll::Ready(Ok(1..)), Some(since)) = (&written, &mut self.half_open) {
+            *since = Instant::now();
+        }
+        written
     }
 }
 
 impl AsyncRead for ClientIo {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(since) = self.half_open {
+            return self.poll_half_open(cx, since).map(Ok);
+        }
         let before = buf.filled().len();
         let Poll::Ready(read) = Pin::new(&mut self.wire).poll_read(cx, buf) else {
             return self.poll_deadline(cx).map(Err);
         };
+        if read.is_ok() && buf.filled().len() == before && buf.remaining() > 0 {
+            let since = *self.half_open.insert(Instant::now());
+            return self.poll_half_open(cx, since).map(Ok);
+        }
         let mut shared = self.interim.0.borrow_mut();
         if buf.filled().len() > before && !shared.answering && shared.deadline.is_none() {
             shared.deadline = Some(Instant::now() + HEAD);
@@ -196,7 +232,8 @@ impl AsyncWrite for ClientIo {
         let between = self.interim.0.borrow().flushed;
         ready!(self.poll_interim(cx, between))?;
         self.interim.0.borrow_mut().flushed = false;
-        Pin::new(&mut self.wire).poll_write(cx, buf)
+        let written = Pin::new(&mut self.wire).poll_write(cx, buf);
+        self.took(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -222,6 +259,7 @@ impl AsyncWrite for ClientIo {
         let between = self.interim.0.borrow().flushed;
         ready!(self.poll_interim(cx, between))?;
         self.interim.0.borrow_mut().flushed = false;
-        Pin::new(&mut self.wire).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.wire).poll_write_vectored(cx, bufs);
+        self.took(written)
     }
 }

@@ -123,7 +123,7 @@ impl Body for RequestBody {
 /// the body is complete.
 pub struct GuestBody {
     incoming: Incoming,
-    conn: Option<Conn>,
+    conn: Option<Box<Conn>>,
     run: Rc<Run>,
     entry: Entry,
     /// The request is under way until its body is.
@@ -131,7 +131,7 @@ pub struct GuestBody {
 }
 
 impl GuestBody {
-    pub(super) fn new(incoming: Incoming, conn: Conn, run: Rc<Run>, place: Place, entry: Entry) -> Self {
+    pub(super) fn new(incoming: Incoming, conn: Box<Conn>, run: Rc<Run>, place: Place, entry: Entry) -> Self {
         Self { incoming, conn: Some(conn), run, entry, _place: place }
     }
 
@@ -147,12 +147,12 @@ impl GuestBody {
         self
     }
 
-    /// False when the connection has ended.
+    /// Lets hyper go on with the connection; one that has ended is gone then.
     fn drive(&mut self, cx: &mut Context<'_>) {
-        if let Some(conn) = &mut self.conn {
-            if conn.connection.poll_without_shutdown(cx).is_ready() {
-                self.conn = None;
-            }
+        if let Some(conn) = &mut self.conn
+            && conn.connection.poll_without_shutdown(cx).is_ready()
+        {
+            self.conn = None;
         }
     }
 
@@ -161,10 +161,10 @@ impl GuestBody {
     fn finish(&mut self, cx: &mut Context<'_>) {
         self.entry.complete();
         self.drive(cx);
-        if let Some(mut conn) = self.conn.take() {
-            if matches!(conn.sender.poll_ready(cx), Poll::Ready(Ok(()))) {
-                self.run.keep(conn);
-            }
+        if let Some(mut conn) = self.conn.take()
+            && matches!(conn.sender.poll_ready(cx), Poll::Ready(Ok(())))
+        {
+            self.run.keep(conn);
         }
     }
 }

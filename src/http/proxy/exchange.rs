@@ -44,7 +44,7 @@ pub(super) struct Order<'a> {
 /// What the guest said.
 pub(super) enum Reply {
     /// An answer; its body comes over the connection.
-    Answer(Response<Incoming>, Conn),
+    Answer(Response<Incoming>, Box<Conn>),
     /// It speaks another protocol now, and these were its first bytes.
     Switched(response::Parts, GuestIo, Bytes),
 }
@@ -115,7 +115,7 @@ pub(super) async fn send(run: &Rc<Run>, route: &Route, order: Order<'_>) -> Resu
 /// Why there is no answer, and the request if nothing of it was sent.
 type Refused = (hyper::Error, Option<Request<RequestBody>>);
 
-async fn connect(run: &Run, route: &Route) -> Result<Conn, Error> {
+async fn connect(run: &Run, route: &Route) -> Result<Box<Conn>, Error> {
     let io = GuestIo::connect(route, &run.live).await?;
     let mut builder = http1::Builder::new();
     builder.max_headers(HEADERS).max_buf_size(run.buffer);
@@ -163,7 +163,7 @@ async fn exchange(
     })
 }
 
-async fn reply(mut conn: Conn, response: Response<Incoming>) -> Result<Reply, Error> {
+async fn reply(mut conn: Box<Conn>, response: Response<Incoming>) -> Result<Reply, Error> {
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(Reply::Answer(response, conn));
     }

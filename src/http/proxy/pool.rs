@@ -36,8 +36,8 @@ impl Conn {
     pub fn new(
         sender: http1::SendRequest<RequestBody>,
         connection: http1::Connection<TokioIo<GuestIo>, RequestBody>,
-    ) -> Self {
-        Self { sender, connection, since: Instant::now() }
+    ) -> Box<Self> {
+        Box::new(Self { sender, connection, since: Instant::now() })
     }
 
     /// How long it has not been used.
@@ -58,7 +58,8 @@ impl Conn {
 
 /// The connections of one run.
 pub(super) struct Run {
-    idle: RefCell<Vec<Conn>>,
+    #[allow(clippy::vec_box, reason = "they go from hand to hand, and are large")]
+    idle: RefCell<Vec<Box<Conn>>>,
     pub live: Rc<Live>,
     /// Bytes that hyper may hold of one connection in one direction.
     pub buffer: usize,
@@ -67,7 +68,7 @@ pub(super) struct Run {
 
 impl Run {
     /// The connection that was used last.
-    pub async fn take(&self) -> Option<Conn> {
+    pub async fn take(&self) -> Option<Box<Conn>> {
         loop {
             let mut conn = self.idle.borrow_mut().pop()?;
             if conn.is_alive().await {
@@ -77,7 +78,7 @@ impl Run {
     }
 
     /// Keeps a connection that can carry another request.
-    pub fn keep(self: &Rc<Self>, mut conn: Conn) {
+    pub fn keep(self: &Rc<Self>, mut conn: Box<Conn>) {
         if self.live.is_over() || self.idle.borrow().len() >= KEPT {
             return;
         }
