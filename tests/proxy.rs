@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 mod common;
 #[path = "proxy/streams.rs"]
 mod streams;
+#[path = "proxy/waiting.rs"]
+mod waiting;
 
 use common::stream::Client;
 use common::{Host, Runner, TOKEN, eventually, leftovers};

@@ -2,7 +2,7 @@
 //! only this actor writes it.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use actix::{Actor, Context, Handler};
@@ -29,6 +29,8 @@ pub struct Route {
 #[derive(Debug)]
 struct Use {
     held: AtomicBool,
+    /// So often a new VMM has taken this run over.
+    vmms: AtomicU64,
     /// Requests and tunnels under way.
     active: AtomicUsize,
     limit: usize,
@@ -51,7 +53,13 @@ impl Route {
         async move { while open.changed().await.is_ok() {} }
     }
 
-    /// Whether the sandbox is paused, so that its guest cannot answer.
+    /// So often a new VMM has taken this run over: what is open stays open, but what lies idle is not worth the
+    /// question whether its guest still knows it.
+    pub fn vmms(&self) -> u64 {
+        self.use_of.vmms.load(Ordering::Acquire)
+    }
+
+    /// Whether the guest cannot answer now: it is paused, or its VMM is being exchanged.
     pub fn is_held(&self) -> bool {
         self.use_of.held.load(Ordering::Acquire)
     }
@@ -104,7 +112,7 @@ impl Routes {
 pub struct ProxyActor {
     routes: Routes,
     open: HashMap<SandboxId, watch::Sender<()>>,
-    /// Paused ones, whether there is a route to them or not yet.
+    /// Those whose guests cannot answer now, whether there is a route to them or not yet.
     held: HashSet<SandboxId>,
     /// Requests and tunnels of one sandbox at the same time.
     limit: usize,
@@ -132,12 +140,13 @@ impl Handler<OpenRoute> for ProxyActor {
 
     fn handle(&mut self, open: OpenRoute, _: &mut Self::Context) {
         // The same run goes on behind a new VMM: what is connected stays connected.
-        if self.routes.get(&open.id).is_some_and(|route| route.run == open.run) {
+        if let Some(route) = self.routes.get(&open.id).filter(|route| route.run == open.run) {
+            route.use_of.vmms.fetch_add(1, Ordering::AcqRel);
             return;
         }
         let sender = watch::Sender::new(());
         let held = AtomicBool::new(self.held.contains(&open.id));
-        let use_of = Use { held, active: AtomicUsize::new(0), limit: self.limit };
+        let use_of = Use { held, vmms: AtomicU64::new(0), active: AtomicUsize::new(0), limit: self.limit };
         let route = Route { run: open.run, netns: open.netns, use_of: Arc::new(use_of), open: sender.subscribe() };
         self.open.insert(open.id.clone(), sender);
         self.routes.write(|table| drop(table.insert(open.id, route)));

@@ -40,6 +40,8 @@ const IDLE: Duration = Duration::from_secs(70);
 /// After the last answer what the client still sends is read for so long: a close with unread bytes is a
 /// reset, which would take the answer away from it.
 const LINGER: Duration = Duration::from_secs(2);
+/// And so many bytes of it.
+const LINGER_BYTES: u64 = 16 << 20;
 
 /// Serves the connections of one thread.
 #[derive(Clone)]
@@ -189,6 +191,7 @@ async fn farewell(mut wire: Wire) {
     if wire.shutdown().await.is_err() {
         return;
     }
+    let mut wire = wire.take(LINGER_BYTES);
     let mut unread = [0; 4096];
     let drained = async { while matches!(wire.read(&mut unread).await, Ok(read) if read > 0) {} };
     // Whoever goes on sending is cut off then.

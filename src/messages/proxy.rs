@@ -17,14 +17,14 @@ pub struct OpenRoute {
     pub netns: Namespace,
 }
 
-/// The sandbox is paused, or is not any more. While it is, requests wait for a bounded time; what is
-/// connected stays connected.
+/// The guest cannot answer for a while, as it is paused or its VMM is being exchanged, or it can again. Meanwhile
+/// requests wait for a bounded time; what is connected stays connected.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct HoldRoute {
     /// The sandbox.
     pub id: SandboxId,
-    /// Whether it is paused.
+    /// Whether requests wait.
     pub held: bool,
 }
 

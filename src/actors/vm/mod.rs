@@ -151,7 +151,7 @@ pub struct VmActor {
     first: Vec<Action>,
     begun: bool,
     settled: bool,
-    /// What the proxy was told last: whether the sandbox is paused.
+    /// What the proxy was told last: whether requests wait.
     held: Cell<bool>,
 }
 

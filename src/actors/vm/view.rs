@@ -7,17 +7,18 @@ use crate::sandbox::{Op, Phase, Rest, View, WireState};
 
 impl VmActor {
     pub(super) fn publish(&self) {
-        let paused = if Phase::of(&self.machine).is_some() {
+        let held = if Phase::of(&self.machine).is_some() {
             let view = self.view();
-            let paused = view.state == WireState::Paused;
+            let exchanged = matches!(self.machine.work(), Some((Op::Replace(_), _)));
+            let held = exchanged || view.state == WireState::Paused;
             self.tools.views.publish(view);
-            paused
+            held
         } else {
             self.forget_if_done();
             false
         };
-        if self.held.replace(paused) != paused {
-            self.tools.proxy.do_send(HoldRoute { id: self.record.id.clone(), held: paused });
+        if self.held.replace(held) != held {
+            self.tools.proxy.do_send(HoldRoute { id: self.record.id.clone(), held });
         }
     }
 

@@ -34,6 +34,17 @@ impl Wire {
     pub fn is_tls(&self) -> bool {
         matches!(self, Self::Tls(_))
     }
+
+    /// The close of this connection will be a reset: what is not delivered yet is given up.
+    pub fn reset_on_close(&self) {
+        let stream = match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+        };
+        if let Err(error) = stream.set_zero_linger() {
+            tracing::debug!(%error, "a client's connection cannot be reset");
+        }
+    }
 }
 
 macro_rules! both {

@@ -132,12 +132,12 @@ impl Entry {
 
     /// A tunnel has ended.
     pub fn tunnelled(&self, ended: &Ended) {
-        if let Some(line) = &self.log {
-            line.complete.set(true);
+        let logged = |line: &&Rc<Line>| line.which == AccessLog::All || ended.aborted();
+        if let Some(line) = self.log.as_ref().filter(logged) {
             info!(
                 target: "runner_ch::access", id = ?line.id, peer = ?line.peer, method = %line.method, path = line.path,
                 status = 101, millis = line.millis(), to_guest = ended.to_guest, to_client = ended.to_client,
-                reason = ?ended.reason, "tunnel"
+                reason = %ended.reason, "tunnel"
             );
         }
     }

@@ -82,6 +82,13 @@ impl GuestIo {
         Ok(Self { stream, live: live.clone() })
     }
 
+    /// The close of this connection will be a reset: what is not delivered yet is given up.
+    pub fn reset_on_close(&self) {
+        if let Err(error) = self.stream.set_zero_linger() {
+            debug!(%error, "a connection to a guest cannot be reset");
+        }
+    }
+
     fn verdict<T>(&self, done: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         match done {
             Poll::Ready(Err(_)) if self.live.is_over() => Poll::Ready(Err(stopped())),

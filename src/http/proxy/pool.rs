@@ -64,9 +64,18 @@ pub(super) struct Run {
     /// Bytes that hyper may hold of one connection in one direction.
     pub buffer: usize,
     tended: Cell<bool>,
+    /// [`Route::vmms`] when the idle ones were made.
+    vmms: Cell<u64>,
 }
 
 impl Run {
+    /// What is idle was opened under an earlier VMM.
+    fn meet(&self, vmms: u64) {
+        if self.vmms.replace(vmms) != vmms {
+            self.idle.borrow_mut().clear();
+        }
+    }
+
     /// The connection that was used last.
     pub async fn take(&self) -> Option<Box<Conn>> {
         loop {
@@ -124,6 +133,7 @@ impl Pool {
     /// The run behind a route.
     pub fn run(&self, id: &SandboxId, route: &Route) -> Rc<Run> {
         if let Some((_, run)) = self.runs.borrow().get(id).filter(|(number, _)| *number == route.run) {
+            run.meet(route.vmms());
             return run.clone();
         }
         let run = Rc::new(Run {
@@ -131,6 +141,7 @@ impl Pool {
             live: Rc::default(),
             buffer: self.buffer,
             tended: Cell::new(false),
+            vmms: Cell::new(route.vmms()),
         });
         let earlier = self.runs.borrow_mut().insert(id.clone(), (route.run, run.clone()));
         // Its own route tells it the same; this is only sooner.

@@ -41,8 +41,15 @@ impl Upgrade {
     /// Carries bytes both ways until both sides have ended. `early` is what the client sent right behind
     /// its request.
     pub async fn run(self, client: Wire, early: Bytes) {
-        let ended = tunnel::run(Early::new(client, early), self.guest, self.over, self.pings).await;
-        self.entry.tunnelled(&ended);
+        let Self { mut guest, over, pings, entry, _place } = self;
+        let mut client = Early::new(client, early);
+        let ended = tunnel::run(&mut client, &mut guest, over, pings).await;
+        if ended.aborted() {
+            // One side is gone without a word; the other learns it in the same way.
+            client.stream.reset_on_close();
+            guest.stream.reset_on_close();
+        }
+        entry.tunnelled(&ended);
     }
 }
 

@@ -36,7 +36,7 @@ fn verdict(view: Option<&View>, recovered: bool, autostart: bool) -> Verdict {
     match view.state {
         WireState::Creating => Verdict::Wait("it is being created"),
         WireState::Starting => Verdict::Wait("it is being started"),
-        WireState::Started => Verdict::Wait("its network is being opened"),
+        WireState::Started => Verdict::Wait("its VMM is being exchanged, or its network opened"),
         WireState::Paused => Verdict::Wait("it is paused; POST /sandboxes/{id}/resume lets it go on"),
         WireState::Unknown => Verdict::Wait("the host could not be asked about it yet"),
         WireState::Stopping if autostart => Verdict::Wait("it is being stopped"),
