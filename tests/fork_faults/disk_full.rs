@@ -4,12 +4,14 @@ use std::fs::File;
 
 use daytona_sim::JobStatus;
 
-use crate::common::Host;
 use crate::common::copies::{beats, consistent, destroy, fork, only, parent};
+use crate::common::{Host, eventually};
 
 /// More than what is left on the volume.
 const TOUCHED_MIB: u64 = 64;
 const LEFT: u64 = 8 << 20;
+/// Blocks that the guest's writer goes round in (ch-sim's README).
+const WRITERS_BLOCKS: u64 = 64;
 
 /// Takes all room of the volume but a little.
 fn fill(host: &Host) {
@@ -26,6 +28,11 @@ fn no_room(strategy: &str) {
     let _runner = host.runner();
     parent(&host);
     host.in_guest("parent", &format!("touch-ram {TOUCHED_MIB}"));
+    // The guest has all the room that it writes to: otherwise it could be the one for whom there is none.
+    eventually("the guest writes its blocks for the second time", || {
+        let check: serde_json::Value = serde_json::from_str(&host.in_guest("parent", "writer check")).expect("JSON");
+        (check["disk"].as_u64() > Some(WRITERS_BLOCKS)).then_some(())
+    });
     fill(&host);
     let before = beats(&host, "parent");
 
