@@ -34,7 +34,9 @@ impl Token {
 
     /// Whether an authorization header carries this token, in whatever form.
     pub fn is_in(&self, value: &[u8]) -> bool {
-        std::str::from_utf8(value).is_ok_and(|text| text.split([' ', ',', '\t']).any(|word| self.matches(word)))
+        let bare = |word: &str| self.matches(word.trim_matches('"'));
+        let word = |word: &str| bare(word) || word.split_once('=').is_some_and(|(_, parameter)| bare(parameter));
+        std::str::from_utf8(value).is_ok_and(|text| text.split([' ', ',', ';', '\t']).any(word))
     }
 }
 

@@ -212,6 +212,8 @@ mod tests {
         };
         assert!(has(&[user, (DAYTONA_AUTHORIZATION, "Bearer secret")], Carrier::Daytona));
         assert!(!has(&[ours, (DAYTONA_AUTHORIZATION, "Bearer secret")], Carrier::Daytona));
+        let parameter = ("authorization", "Bearer token=\"secret\"");
+        assert!(!has(&[parameter, (DAYTONA_AUTHORIZATION, "Bearer secret")], Carrier::Daytona));
         assert!(!has(&[odd, (DAYTONA_AUTHORIZATION, "Bearer secret")], Carrier::Daytona));
         assert!(!has(&[user, ours, (DAYTONA_AUTHORIZATION, "Bearer secret")], Carrier::Daytona));
         assert!(!has(&[ours], Carrier::Standard));
