@@ -25,7 +25,7 @@ const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const DAYTONA: HeaderName = HeaderName::from_static(DAYTONA_AUTHORIZATION);
 /// [`crate::net::GUEST`] and [`crate::toolbox::PORT`]; a test compares them.
-const GUEST: HeaderValue = HeaderValue::from_static("192.168.0.2:2280");
+pub(super) const GUEST: HeaderValue = HeaderValue::from_static("192.168.0.2:2280");
 
 fn words(headers: &HeaderMap, name: &HeaderName) -> Vec<String> {
     let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());

@@ -43,7 +43,7 @@ pub(super) async fn follow(
     place: Place,
 ) -> Result<Response<Answer>, Problem> {
     let request = Request::get(origin_form(format!("{path}?follow=true"))?)
-        .header("host", "192.168.0.2:2280")
+        .header("host", super::headers::GUEST)
         .header("connection", "upgrade")
         .header("upgrade", "websocket")
         .header("sec-websocket-version", "13")
